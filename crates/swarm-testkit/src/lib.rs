@@ -1,1 +1,15 @@
-//! Placeholder until the room is furnished.
+//! Toy models, golden files and process helpers. A development dependency only: it knows file
+//! formats and processes, and none of the rooms it helps to test.
+//!
+//! - [`toy`]: small models of every family, made from a formula and written as Hugging Face
+//!   folders or GGUF files at test time, so that no weights are committed.
+//! - [`golden()`]: what `transformers` computes for those models; [`quant_vectors`]: what the
+//!   `gguf` Python package reads from raw blocks.
+//! - [`Proc`], [`wait_for`], [`NetLab`], [`TempHome`]: real processes and real networks, every
+//!   wait with a deadline, everything cleaned up on drop.
+#![forbid(unsafe_code)]
+
+mod golden;
+pub mod toy;
+
+pub use golden::{Golden, QuantVector, golden, quant_vectors};

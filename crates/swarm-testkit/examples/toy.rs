@@ -1,0 +1,25 @@
+//! Writes a toy model to a path, for a look with other tools:
+//! `cargo run -p swarm-testkit --example toy -- llama q4_k /tmp/llama.gguf`
+//! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, or a GGUF tensor type).
+
+use std::path::Path;
+
+use swarm_testkit::toy::{self, GgufType, Storage};
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [name, kind, path] = args.as_slice() else { anyhow::bail!("usage: toy SPEC TYPE PATH") };
+    let (model, path) = (toy::spec(name), Path::new(path));
+    match kind.as_str() {
+        "hf-f32" => model.write_hf(path, Storage::F32)?,
+        "hf-f16" => model.write_hf(path, Storage::F16)?,
+        "hf-bf16" => model.write_hf(path, Storage::BF16)?,
+        "hf-f32-sharded" => model.write_hf(path, Storage::F32.sharded(3))?,
+        kind => {
+            let found = GgufType::ALL.into_iter().find(|t| format!("{t:?}").eq_ignore_ascii_case(kind));
+            let Some(found) = found else { anyhow::bail!("no tensor type {kind}") };
+            model.write_gguf(path, found)?;
+        }
+    }
+    Ok(())
+}
