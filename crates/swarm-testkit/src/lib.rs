@@ -10,6 +10,12 @@
 #![forbid(unsafe_code)]
 
 mod golden;
+mod netlab;
+mod place;
+mod process;
 pub mod toy;
 
 pub use golden::{Golden, QuantVector, golden, quant_vectors};
+pub use netlab::NetLab;
+pub use place::{TempHome, demo_model, free_port, swarm_os_binary, workspace_root};
+pub use process::{Finished, Proc, wait_for};
