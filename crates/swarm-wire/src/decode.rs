@@ -95,7 +95,7 @@ pub struct TokensView<'a> {
 }
 
 impl<'a> HiddenView<'a> {
-    /// The segments in row order; at least one, each session once.
+    /// The segments in row order, each session once; none when all of them failed on the way.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = SegmentHead> + Clone + use<'a> {
         self.segments.iter().map(read_segment)
     }

@@ -160,7 +160,8 @@ pub struct TokenOut {
 pub struct Hidden<'a> {
     /// Epoch and lap.
     pub head: FrameHead,
-    /// At least one; each session at most once.
+    /// Each session at most once. None at all when every session of the batch failed on the way:
+    /// the lap goes on, so that the coordinator sees it end.
     pub segments: &'a [SegmentHead],
     /// One entry per stage already passed, coordinator first.
     pub trail: &'a [StageTime],
@@ -418,9 +419,6 @@ pub(crate) fn check_segments(
     segments: impl ExactSizeIterator<Item = SegmentHead> + Clone,
     limits: &Limits,
 ) -> Result<u32, DecodeError> {
-    if segments.len() == 0 {
-        return Err(DecodeError::Empty("the number of segments"));
-    }
     let mut sum = 0u64;
     for (index, segment) in segments.clone().enumerate() {
         if segment.tokens == 0 {

@@ -1,0 +1,282 @@
+//! The control plane: round trips, tolerance, refusals.
+
+use std::net::SocketAddr;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use swarm_wire::{
+    Blame, CONTROL_BYTES_MAX, Control, ControlError, Epoch, Fingerprint, Hello, KvType, LayerRange, Limits,
+    Loading, NextHop, NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role,
+    Stats,
+};
+
+const LIMITS: Limits =
+    Limits { width: 576, vocab: 49152, context_max: 2048, tokens_max: 128, segments_max: 16, stages_max: 8 };
+
+fn hello() -> Hello {
+    Hello {
+        protocol_major: PROTOCOL_MAJOR,
+        protocol_minor: PROTOCOL_MINOR,
+        build: "0.1.0".into(),
+        numerics: "swarm-numerics-1".into(),
+        node_id: NodeId([7; 32]),
+        name: "kitchen".into(),
+        role: Role::Worker,
+        memory_bytes_available: 8 << 30,
+        cores: 4,
+        read_gb_s: Some(12.5),
+        models: None,
+    }
+}
+
+fn prepare() -> Prepare {
+    Prepare {
+        epoch: Epoch(1),
+        model: "smol".into(),
+        fingerprint: Fingerprint([9; 32]),
+        layers: LayerRange { start: 10, end: 20 },
+        layers_total: 30,
+        tail: false,
+        kv_type: KvType::F16,
+        context: 2048,
+        sessions_max: 4,
+        limits: LIMITS,
+        next: Some(NextHop { node_id: NodeId([8; 32]), addresses: vec!["10.0.0.2:4000".parse().unwrap()] }),
+        threads: None,
+        numerics: "swarm-numerics-1".into(),
+    }
+}
+
+fn any_hello() -> impl Strategy<Value = Hello> {
+    let text = || ".{0,64}";
+    let size = 0u64..=1 << 50;
+    let speed = option::of((1u32..1_000_000).prop_map(|n| f64::from(n) / 64.0));
+    let fixed = (any::<u32>(), any::<u32>(), any::<[u8; 32]>(), any::<bool>());
+    (text(), text(), text(), size, 1u32..=256, speed, option::of(vec(text(), 0..4)), fixed).prop_map(
+        |(build, numerics, name, memory_bytes_available, cores, read_gb_s, models, fixed)| Hello {
+            protocol_major: fixed.0,
+            protocol_minor: fixed.1,
+            build,
+            numerics,
+            node_id: NodeId(fixed.2),
+            name,
+            role: if fixed.3 { Role::Worker } else { Role::Coordinator },
+            memory_bytes_available,
+            cores,
+            read_gb_s,
+            models,
+        },
+    )
+}
+
+fn any_prepare() -> impl Strategy<Value = Prepare> {
+    let layers = (1u32..=100).prop_flat_map(|total| {
+        (0..total).prop_flat_map(move |start| (Just(total), Just(start), start + 1..=total))
+    });
+    let ids = (any::<u32>(), any::<[u8; 32]>(), any::<[u8; 32]>());
+    let addresses = vec((any::<[u8; 4]>(), any::<u16>()).prop_map(SocketAddr::from), 1..=3);
+    let numbers = (1u32..=2048, 1u32..=64, option::of(1u32..=64), any::<bool>());
+    (layers, ids, addresses, ".{0,80}", numbers).prop_map(
+        |((layers_total, start, end), (epoch, fingerprint, id), addresses, model, numbers)| {
+            let tail = end == layers_total;
+            Prepare {
+                epoch: Epoch(epoch),
+                model,
+                fingerprint: Fingerprint(fingerprint),
+                layers: LayerRange { start, end },
+                layers_total,
+                tail,
+                kv_type: if numbers.3 { KvType::F16 } else { KvType::F32 },
+                context: numbers.0,
+                sessions_max: numbers.1,
+                limits: LIMITS,
+                next: (!tail).then_some(NextHop { node_id: NodeId(id), addresses }),
+                threads: numbers.2,
+                numerics: "n".into(),
+            }
+        },
+    )
+}
+
+fn any_control() -> impl Strategy<Value = Control> {
+    let time = || 0u64..=1 << 53;
+    let blame = prop_oneof![Just(Blame::Caller), Just(Blame::Link), Just(Blame::Peer), Just(Blame::Us)];
+    let stats = (any::<u64>(), option::of(any::<u32>()), any::<u32>(), time(), time()).prop_map(
+        |(id, epoch, n, a, b)| Stats {
+            id,
+            epoch: epoch.map(Epoch),
+            sessions: n,
+            frames: id,
+            compute_us_p50: a,
+            queue_us_p99: b,
+            ..Stats::default()
+        },
+    );
+    prop_oneof![
+        any_hello().prop_map(Control::Hello),
+        any_hello().prop_map(Control::Welcome),
+        any_prepare().prop_map(|prepare| Control::Prepare(Box::new(prepare))),
+        (0u64..1 << 40, 0u64..1 << 40)
+            .prop_map(|(a, b)| Control::Loading(Loading { bytes_done: a.min(b), bytes_total: a.max(b) })),
+        (any::<u32>(), 0u64..1 << 50, 0u64..1 << 50).prop_map(|(epoch, bytes_loaded, per_token)| {
+            Control::Ready(Ready { epoch: Epoch(epoch), bytes_loaded, weight_bytes_per_token: per_token })
+        }),
+        any::<u32>().prop_map(|epoch| Control::Start { epoch: Epoch(epoch) }),
+        any::<u32>().prop_map(|epoch| Control::Started { epoch: Epoch(epoch) }),
+        (blame, ".{0,200}").prop_map(|(blame, reason)| Control::Refused(Refused { blame, reason })),
+        (any::<u64>(), time()).prop_map(|(id, sent_us)| Control::Ping(Ping { id, sent_us })),
+        (any::<u64>(), time(), time()).prop_map(|(id, sent_us, node_us)| Control::Pong(Pong {
+            id,
+            sent_us,
+            node_us
+        })),
+        any::<u64>().prop_map(|id| Control::StatsRequest { id }),
+        stats.prop_map(Control::Stats),
+        ".{0,200}".prop_map(|reason| Control::Release { reason }),
+        Just(Control::Bye),
+    ]
+}
+
+fn bytes(message: &Control) -> Vec<u8> {
+    let mut out = Vec::new();
+    message.encode(&mut out).unwrap();
+    out
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn round_trip(message in any_control()) {
+        prop_assert_eq!(Control::decode(&bytes(&message)).unwrap(), message);
+    }
+
+    #[test]
+    fn unknown_fields_are_tolerated(message in any_control(), extra in ".{0,20}") {
+        let mut value: Value = serde_json::from_slice(&bytes(&message)).unwrap();
+        value.as_object_mut().unwrap().insert("a_later_field".into(), json!({ "deep": [extra, null] }));
+        prop_assert_eq!(Control::decode(value.to_string().as_bytes()).unwrap(), message);
+    }
+
+    #[test]
+    fn random_bytes(bytes in vec(any::<u8>(), 0..200)) {
+        let _ = Control::decode(&bytes);
+    }
+
+    #[test]
+    fn truncated_and_flipped(message in any_control(), seed in any::<u64>()) {
+        let mut bytes = bytes(&message);
+        for len in 0..bytes.len() {
+            prop_assert!(Control::decode(&bytes[..len]).is_err());
+        }
+        for round in 0..64u64 {
+            let at = (seed.wrapping_mul(round | 1) % bytes.len() as u64) as usize;
+            let kept = bytes[at];
+            bytes[at] = (seed >> (round % 56)) as u8;
+            if let Ok(other) = Control::decode(&bytes) {
+                let again = self::bytes(&other);
+                prop_assert_eq!(Control::decode(&again).unwrap(), other);
+            }
+            bytes[at] = kept;
+        }
+    }
+}
+
+#[test]
+fn the_json_is_the_one_we_mean() {
+    let value: Value = serde_json::from_slice(&bytes(&Control::Prepare(Box::new(prepare())))).unwrap();
+    assert_eq!(value["kind"], "prepare");
+    assert_eq!(value["layers"], json!([10, 20]));
+    assert_eq!(value["kv_type"], "f16");
+    assert_eq!(value["fingerprint"], "09".repeat(32));
+    assert_eq!(value["next"]["addresses"], json!(["10.0.0.2:4000"]));
+    assert_eq!(bytes(&Control::Bye), br#"{"kind":"bye"}"#);
+    let value: Value = serde_json::from_slice(&bytes(&Control::Hello(hello()))).unwrap();
+    assert_eq!(value["role"], "worker");
+    assert!(value.get("models").is_none());
+}
+
+#[test]
+fn every_kind_is_known_to_the_decoder() {
+    let messages = [
+        Control::Hello(hello()),
+        Control::Welcome(hello()),
+        Control::Prepare(Box::new(prepare())),
+        Control::Loading(Loading { bytes_done: 1, bytes_total: 2 }),
+        Control::Ready(Ready { epoch: Epoch(1), bytes_loaded: 1, weight_bytes_per_token: 1 }),
+        Control::Start { epoch: Epoch(1) },
+        Control::Started { epoch: Epoch(1) },
+        Control::Refused(Refused { blame: Blame::Caller, reason: "no".into() }),
+        Control::Ping(Ping { id: 1, sent_us: 2 }),
+        Control::Pong(Pong { id: 1, sent_us: 2, node_us: 3 }),
+        Control::StatsRequest { id: 4 },
+        Control::Stats(Stats::default()),
+        Control::Release { reason: "done".into() },
+        Control::Bye,
+    ];
+    for message in messages {
+        assert_eq!(Control::decode(&bytes(&message)).unwrap(), message);
+    }
+}
+
+#[test]
+fn an_unknown_kind_is_named() {
+    let error = Control::decode(br#"{"kind":"juggle","balls":3}"#).unwrap_err();
+    assert!(matches!(&error, ControlError::UnknownKind { kind } if kind == "juggle"));
+    assert!(error.to_string().contains("juggle"));
+    let long = format!(r#"{{"kind":"{}"}}"#, "x".repeat(1000));
+    let error = Control::decode(long.as_bytes()).unwrap_err();
+    assert!(matches!(&error, ControlError::UnknownKind { kind } if kind.len() == 64));
+}
+
+#[test]
+fn long_and_deep_messages_are_refused() {
+    let long = vec![b' '; CONTROL_BYTES_MAX + 1];
+    assert!(matches!(Control::decode(&long), Err(ControlError::TooLong { .. })));
+    let deep = format!(r#"{{"kind":"bye","x":{}"#, "[".repeat(100_000));
+    assert!(matches!(Control::decode(deep.as_bytes()), Err(ControlError::Malformed(_))));
+    let deep = format!(r#"{{"x":{}"#, "{\"kind\":".repeat(20_000));
+    assert!(matches!(Control::decode(deep.as_bytes()), Err(ControlError::Malformed(_))));
+}
+
+fn refused_field(message: &Control) -> &'static str {
+    match message.encode(&mut Vec::new()) {
+        Err(ControlError::Invalid { field, .. }) => field,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn fields_out_of_range_are_named() {
+    let hellos = [
+        ("name", Hello { name: "x".repeat(65), ..hello() }),
+        ("cores", Hello { cores: 0, ..hello() }),
+        ("read_gb_s", Hello { read_gb_s: Some(f64::NAN), ..hello() }),
+        ("read_gb_s", Hello { read_gb_s: Some(-1.0), ..hello() }),
+        ("memory_bytes_available", Hello { memory_bytes_available: u64::MAX, ..hello() }),
+        ("models", Hello { models: Some(vec![String::new(); 65]), ..hello() }),
+    ];
+    for (field, hello) in hellos {
+        assert_eq!(refused_field(&Control::Hello(hello)), field);
+    }
+    let base = prepare();
+    let prepares = [
+        ("layers", Prepare { layers: LayerRange { start: 5, end: 5 }, ..base.clone() }),
+        ("layers", Prepare { layers: LayerRange { start: 5, end: 31 }, ..base.clone() }),
+        ("layers_total", Prepare { layers_total: u32::MAX, ..base.clone() }),
+        ("tail", Prepare { tail: true, ..base.clone() }),
+        ("next", Prepare { next: None, ..base.clone() }),
+        ("context", Prepare { context: 0, ..base.clone() }),
+        ("context", Prepare { context: 4096, ..base.clone() }),
+        ("sessions_max", Prepare { sessions_max: 0, ..base.clone() }),
+        ("threads", Prepare { threads: Some(0), ..base.clone() }),
+        ("limits", Prepare { limits: Limits { width: 0, ..LIMITS }, ..base }),
+    ];
+    for (field, prepare) in prepares {
+        assert_eq!(refused_field(&Control::Prepare(Box::new(prepare))), field);
+    }
+    assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
+    assert_eq!(refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1 })), "bytes_done");
+}
