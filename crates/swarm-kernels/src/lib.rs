@@ -1,1 +1,86 @@
-//! Placeholder until the room is furnished.
+//! Block formats and the arithmetic of a transformer layer.
+//!
+//! Every operation has a *scalar twin*, a plain Rust function that says what the result is, and fast versions that
+//! equal it bit for bit. The whole contract is written down in `docs/numerics.md`. Three rules carry it:
+//!
+//! 1. A reduction over an input dimension is 16 partial sums, each taken in order from `0.0` with f32 FMA, then one
+//!    fixed binary tree ([`math::tree16`]). Which element belongs to which partial sum depends on the format only.
+//! 2. Quantized weights meet activations quantized to int8 in blocks of 32; the integer part of a block is exact.
+//! 3. No libm and no hardware division or square root: [`math`] has the project's own sequences.
+//!
+//! The room does no IO, knows no model, and allocates nothing in a step once its scratch buffers have grown.
+//! It is the one room (with one mmap file in `swarm-weights`) where `unsafe` may live.
+
+#![allow(unsafe_code)]
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod activation;
+mod attention;
+mod block;
+mod buffer;
+mod dtype;
+mod float;
+pub mod math;
+mod matrix;
+mod ops;
+mod pack;
+mod pool;
+mod quant;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+pub use attention::{AttentionScratch, KvPage, KvType, TILE, attention, f16_to_f32, f32_to_f16};
+pub use block::dequantize;
+pub use dtype::{DType, ShapeError};
+pub use matrix::{Job, MatmulScratch, Matrix, matmul};
+pub use ops::{add, add_bias, rms_norm, rope, silu_mul};
+pub use pool::Pool;
+
+/// The version of the numeric contract. Two nodes share an exact ring only if these are equal.
+pub const NUMERICS: &str = "swarm-numerics-1";
+
+/// Which set of kernels this process uses, chosen at run time.
+///
+/// `SWARM_OS_KERNELS=scalar` forces the scalar twins; results are the same, only slower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelPath {
+    /// Plain Rust: the definition.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+}
+
+impl KernelPath {
+    /// The path in use, decided once per process.
+    pub fn current() -> Self {
+        static CHOSEN: std::sync::OnceLock<KernelPath> = std::sync::OnceLock::new();
+        *CHOSEN.get_or_init(|| {
+            if std::env::var("SWARM_OS_KERNELS").is_ok_and(|v| v == "scalar") {
+                Self::Scalar
+            } else {
+                Self::best()
+            }
+        })
+    }
+
+    /// The fastest path this CPU has.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            return Self::Avx2;
+        }
+        Self::Scalar
+    }
+
+    /// The name `SWARM_OS_KERNELS` uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Attention of one position over the pages of a KV cache.
+//!
+//! The order of every sum is fixed by absolute positions, so neither the chunking of the prompt nor the batch shows:
+//!
+//! 1. `s_j = dot(q, k_j) * scale`, the dot in 16 partial sums.
+//! 2. `m = max s_j` (exact), `p_j = exp(s_j - m)`.
+//! 3. Tiles of 64 positions aligned to absolute position. Inside a tile, `o_t[d]` is the sum of `p_j * v_j[d]` by
+//!    FMA in order of `j`, and `l_t` the sum of `p_j` in 16 partial sums by `j mod 16`. Both start from 0.0.
+//! 4. Tiles are added in order: `o[d] = sum o_t[d]`, `l = sum l_t`; the result is `o[d] * recip(l)`.
+//!
+//! Tiles are independent until step 4, so that a GPU can give each to a workgroup.
+
+use std::ops::Range;
+
+use half::f16;
+
+use crate::KernelPath;
+use crate::float::dot_f32;
+use crate::math::{exp, recip, tree16};
+
+/// Positions in a KV page, and in a tile of the reduction.
+pub const TILE: usize = 64;
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvType {
+    F16,
+    F32,
+}
+
+impl KvType {
+    /// Bytes of one value.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// Keys or values of one kv head for the 64 positions of a tile: `[TILE, head_dim]`.
+#[derive(Clone, Copy)]
+pub enum KvPage<'a> {
+    /// f16 bits.
+    F16(&'a [u16]),
+    F32(&'a [f32]),
+}
+
+/// Buffers attention reuses from call to call; one per thread.
+#[derive(Default)]
+pub struct AttentionScratch {
+    /// Scores of the attended positions, `[group, positions]`.
+    scores: Vec<f32>,
+    /// One tile's page as f32, and one tile's sums.
+    page: Vec<f32>,
+    tile: Vec<f32>,
+}
+
+/// Attention of the query heads that share one kv head, for one position.
+///
+/// `q` and `out` are `[group, head_dim]`. `positions` are the absolute positions attended (all up to and including
+/// the query's own, or the last `window` of them); never empty. `page(t)` gives the keys and the values of
+/// positions `64 t .. 64 t + 64`, of which only the attended ones are read.
+///
+/// # Panics
+/// When a length does not fit: the shapes come from a checked configuration.
+pub fn attention<'a>(
+    q: &[f32],
+    head_dim: usize,
+    scale: f32,
+    positions: Range<usize>,
+    page: &dyn Fn(usize) -> (KvPage<'a>, KvPage<'a>),
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
+    assert!(
+        !positions.is_empty() && q.len() == out.len() && q.len().is_multiple_of(head_dim),
+        "attention: shapes"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if KernelPath::current() == KernelPath::Avx2 {
+        // SAFETY: the path is chosen only where AVX2, FMA and F16C were detected.
+        unsafe { attention_avx2(q, head_dim, scale, positions, page, scratch, out) };
+        return;
+    }
+    attention_body(q, head_dim, scale, positions, page, scratch, out, widen_scalar);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn attention_avx2<'a>(
+    q: &[f32],
+    head_dim: usize,
+    scale: f32,
+    positions: Range<usize>,
+    page: &dyn Fn(usize) -> (KvPage<'a>, KvPage<'a>),
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
+    let widen = |from: &[u16], to: &mut [f32]| widen_f16c(from, to);
+    attention_body(q, head_dim, scale, positions, page, scratch, out, widen);
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+fn attention_body<'a>(
+    q: &[f32],
+    head_dim: usize,
+    scale: f32,
+    positions: Range<usize>,
+    page: &dyn Fn(usize) -> (KvPage<'a>, KvPage<'a>),
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+    widen: impl Fn(&[u16], &mut [f32]),
+) {
+    let (count, group) = (positions.len(), q.len() / head_dim);
+    scratch.scores.resize(group * count, 0.0);
+    scratch.page.resize(TILE * head_dim, 0.0);
+    scratch.tile.resize(head_dim, 0.0);
+    let AttentionScratch { scores, page: page_f32, tile } = scratch;
+    let tiles =
+        || (positions.start / TILE..=(positions.end - 1) / TILE).map(|t| (t, attended(t, &positions)));
+
+    for (t, range) in tiles() {
+        let keys = rows_of(page(t).0, t, &range, head_dim, page_f32, &widen);
+        for (head, q) in q.chunks_exact(head_dim).enumerate() {
+            let scores = &mut scores[head * count + range.start - positions.start..][..range.len()];
+            for (s, k) in scores.iter_mut().zip(keys.chunks_exact(head_dim)) {
+                *s = dot_f32(q, k) * scale;
+            }
+        }
+    }
+    let mut totals = [0.0f32; MAX_GROUP];
+    assert!(group <= MAX_GROUP, "attention: {group} query heads on one kv head");
+    for (scores, total) in scores[..group * count].chunks_exact_mut(count).zip(&mut totals) {
+        let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+        scores.iter_mut().for_each(|s| *s = exp(*s - max));
+        *total = tiles().fold(0.0, |sum, (_, range)| {
+            sum + tile_sum(&scores[range.start - positions.start..][..range.len()], range.start)
+        });
+    }
+    out.fill(0.0);
+    for (t, range) in tiles() {
+        let values = rows_of(page(t).1, t, &range, head_dim, page_f32, &widen);
+        for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
+            let scores = &scores[head * count + range.start - positions.start..][..range.len()];
+            weigh(scores, values, tile);
+            for (o, t) in out.iter_mut().zip(tile.iter()) {
+                *o += t;
+            }
+        }
+    }
+    for (out, total) in out.chunks_exact_mut(head_dim).zip(totals) {
+        let inverse = recip(total);
+        out.iter_mut().for_each(|o| *o *= inverse);
+    }
+}
+
+/// Query heads that may share one kv head.
+pub(crate) const MAX_GROUP: usize = 64;
+
+/// Attended positions of tile `t`.
+#[inline(always)]
+fn attended(t: usize, positions: &Range<usize>) -> Range<usize> {
+    positions.start.max(t * TILE)..positions.end.min((t + 1) * TILE)
+}
+
+/// Rows `range` of tile `t` as f32: borrowed, or widened into `store`.
+#[inline(always)]
+fn rows_of<'b>(
+    page: KvPage<'b>,
+    t: usize,
+    range: &Range<usize>,
+    head_dim: usize,
+    store: &'b mut [f32],
+    widen: &impl Fn(&[u16], &mut [f32]),
+) -> &'b [f32] {
+    let rows = (range.start - t * TILE) * head_dim..(range.end - t * TILE) * head_dim;
+    match page {
+        KvPage::F32(page) => &page[rows],
+        KvPage::F16(page) => {
+            let store = &mut store[..rows.len()];
+            widen(&page[rows], store);
+            store
+        }
+    }
+}
+
+/// Sum of the weights of one tile: partial sum `j mod 16` by absolute position `j`.
+#[inline(always)]
+fn tile_sum(p: &[f32], first: usize) -> f32 {
+    let mut partial = [0.0f32; 16];
+    for (i, p) in p.iter().enumerate() {
+        partial[(first + i) % 16] += p;
+    }
+    tree16(&partial)
+}
+
+/// `tile[d] = sum over j of p[j] * values[j, d]`, by FMA in order of `j`, from 0.0.
+#[inline(always)]
+fn weigh(p: &[f32], values: &[f32], tile: &mut [f32]) {
+    let head_dim = tile.len();
+    let mut d = 0;
+    // 32 sums at a time stay in registers; which elements are side by side does not change any of them.
+    while d + 32 <= head_dim {
+        let mut sum = [0.0f32; 32];
+        for (p, row) in p.iter().zip(values.chunks_exact(head_dim)) {
+            for (s, v) in sum.iter_mut().zip(&row[d..d + 32]) {
+                *s = p.mul_add(*v, *s);
+            }
+        }
+        tile[d..d + 32].copy_from_slice(&sum);
+        d += 32;
+    }
+    for (i, t) in tile.iter_mut().enumerate().skip(d) {
+        *t = p.iter().zip(values.chunks_exact(head_dim)).fold(0.0, |s, (p, row)| p.mul_add(row[i], s));
+    }
+}
+
+fn widen_scalar(from: &[u16], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = f16::from_bits(*from).to_f32();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn widen_f16c(from: &[u16], to: &mut [f32]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    let (from8, from_rest) = from.as_chunks::<8>();
+    let (to8, to_rest) = to.as_chunks_mut::<8>();
+    for (to, from) in to8.iter_mut().zip(from8) {
+        // SAFETY: both are arrays of eight values; loads and stores have no alignment demand.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+    }
+    widen_scalar(from_rest, to_rest);
+}
+
+/// f32 to f16 bits, to nearest, ties to even; too large becomes infinite. Lengths are equal.
+pub fn f32_to_f16(x: &[f32], out: &mut [u16]) {
+    assert_eq!(x.len(), out.len(), "f32_to_f16: lengths differ");
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f16::from_f32(*x).to_bits();
+    }
+}
+
+/// f16 bits to f32, exact. Lengths are equal.
+pub fn f16_to_f32(x: &[u16], out: &mut [f32]) {
+    assert_eq!(x.len(), out.len(), "f16_to_f32: lengths differ");
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f16::from_bits(*x).to_f32();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn numbers(seed: u64, len: usize) -> Vec<f32> {
+        let bytes = crate::matrix::tests::noise(seed, 2 * len);
+        bytes.as_chunks::<2>().0.iter().map(|b| f32::from(i16::from_le_bytes(*b)) / 8192.0).collect()
+    }
+
+    struct Case {
+        q: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+        head_dim: usize,
+        positions: Range<usize>,
+    }
+
+    fn case(seed: u64, head_dim: usize, group: usize, positions: Range<usize>) -> Case {
+        let len = positions.end.next_multiple_of(TILE) * head_dim;
+        let half = |v: Vec<f32>| v.into_iter().map(|x| f16::from_f32(x).to_f32()).collect::<Vec<_>>();
+        Case {
+            q: numbers(seed, group * head_dim),
+            k: half(numbers(seed + 1, len)),
+            v: half(numbers(seed + 2, len)),
+            head_dim,
+            positions,
+        }
+    }
+
+    fn run(case: &Case, fast: bool, kv: KvType) -> Vec<u32> {
+        let bits = |v: &[f32]| v.iter().map(|x| f16::from_f32(*x).to_bits()).collect::<Vec<_>>();
+        let (k16, v16, span) = (bits(&case.k), bits(&case.v), TILE * case.head_dim);
+        let page = |t: usize| {
+            let at = t * span..(t + 1) * span;
+            match kv {
+                KvType::F16 => (KvPage::F16(&k16[at.clone()]), KvPage::F16(&v16[at])),
+                KvType::F32 => (KvPage::F32(&case.k[at.clone()]), KvPage::F32(&case.v[at])),
+            }
+        };
+        let mut out = vec![0.0; case.q.len()];
+        let (scratch, scale) = (&mut AttentionScratch::default(), 0.25);
+        let positions = case.positions.clone();
+        if fast {
+            attention(&case.q, case.head_dim, scale, positions, &page, scratch, &mut out);
+        } else {
+            attention_body(&case.q, case.head_dim, scale, positions, &page, scratch, &mut out, widen_scalar);
+        }
+        out.iter().map(|v| v.to_bits()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        #[test]
+        fn fast_equals_scalar(seed in 0u64..1 << 40, dim in 1usize..40, group in 1usize..4, start in 0usize..90, count in 1usize..200) {
+            let case = case(seed, 2 * dim, group, start..start + count);
+            let want = run(&case, false, KvType::F32);
+            prop_assert_eq!(&run(&case, true, KvType::F32), &want);
+            // These keys and values are f16 numbers, so storing them as f16 changes nothing.
+            prop_assert_eq!(&run(&case, true, KvType::F16), &want);
+        }
+
+        #[test]
+        fn close_to_f64(seed in 0u64..1 << 40, start in 0usize..90, count in 1usize..200) {
+            let case = case(seed, 32, 1, start..start + count);
+            let got = run(&case, true, KvType::F32);
+            let row = |m: &[f32], j: usize| m[j * 32..(j + 1) * 32].iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+            let score = |j: usize| case.q.iter().zip(row(&case.k, j)).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * 0.25;
+            let max = case.positions.clone().map(score).fold(f64::MIN, f64::max);
+            let weights: Vec<f64> = case.positions.clone().map(|j| (score(j) - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..32 {
+                let want: f64 = case.positions.clone().zip(&weights).map(|(j, w)| w * row(&case.v, j)[d]).sum::<f64>() / total;
+                prop_assert!((f64::from(f32::from_bits(got[d])) - want).abs() < 2e-5);
+            }
+        }
+    }
+}

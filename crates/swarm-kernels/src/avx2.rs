@@ -1,0 +1,371 @@
+//! The matmul tiles for AVX2, FMA and F16C. Each equals its scalar twin bit for bit.
+//!
+//! Quantized: eight rows in the eight 32-bit lanes, `N` tokens at once (layout: `pack.rs`).
+//!
+//! ```text
+//!              lane 0      lane 1           lane 7
+//! V_g        [ row 0 | row 1 | ... | row 7 ]     4 codes each (bytes)
+//! x          [ x0..3 | x0..3 | ... | x0..3 ]     quad g of one token, the same in every lane
+//! maddubs, madd -> i32 per lane; after 8 quads the lane holds its row's integer product of the block
+//! ```
+//!
+//! Floats: the 16 partial sums of one row and one token are the lanes of two registers.
+
+use std::arch::x86_64::*;
+
+use crate::activation::QuantRow;
+use crate::block::Scheme;
+use crate::dtype::DType;
+use crate::pack::{GroupShape, LANES, entry_bytes};
+use crate::quant::segment;
+
+/// The facts of one packed format that a tile is compiled for.
+trait Tile {
+    const SCHEME: Scheme;
+    const BITS: usize;
+    const OFFSET: i32;
+    /// Quads whose products fit one 16-bit sum: `quads * 2 * 127 * largest code <= 32767`.
+    const QUADS: usize;
+}
+
+macro_rules! formats {
+    ($($name:ident: $scheme:ident, $bits:literal, $offset:literal, $quads:literal;)*) => {$(
+        struct $name;
+        impl Tile for $name {
+            const SCHEME: Scheme = Scheme::$scheme;
+            const BITS: usize = $bits;
+            const OFFSET: i32 = $offset;
+            const QUADS: usize = $quads;
+        }
+    )*};
+}
+
+formats! {
+    Q40: Scale, 4, 8, 8;
+    Q41: ScaleMin, 4, 0, 8;
+    Q50: Scale, 5, 16, 4;
+    Q51: ScaleMin, 5, 0, 4;
+    Q80: Scale, 8, 0, 1;
+    Q2K: Super16Min, 2, 0, 4;
+    Q3K: Super16, 3, 4, 4;
+    Q4K: SuperMin, 4, 0, 8;
+    Q5K: SuperMin, 5, 0, 4;
+    Q6K: Super16, 6, 32, 2;
+}
+
+/// Eight rows times `N` tokens; `out[n][lane]`.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+pub(crate) unsafe fn quant_tile<const N: usize>(
+    dtype: DType,
+    group: &[u8],
+    shape: GroupShape,
+    x: &[QuantRow<'_>; N],
+    out: &mut [[f32; LANES]; N],
+) {
+    assert!(group.len() >= shape.bytes);
+    for row in x {
+        assert!(row.q.len() == shape.blocks && row.d.len() == shape.blocks && row.sums.len() == shape.blocks);
+    }
+    // SAFETY: the caller promises the CPU features, the asserts give the lengths that the tile reads by.
+    unsafe {
+        match dtype {
+            DType::Q4_0 => tile::<Q40, N>(group, shape, x, out),
+            DType::Q4_1 => tile::<Q41, N>(group, shape, x, out),
+            DType::Q5_0 => tile::<Q50, N>(group, shape, x, out),
+            DType::Q5_1 => tile::<Q51, N>(group, shape, x, out),
+            DType::Q8_0 => tile::<Q80, N>(group, shape, x, out),
+            DType::Q2_K => tile::<Q2K, N>(group, shape, x, out),
+            DType::Q3_K => tile::<Q3K, N>(group, shape, x, out),
+            DType::Q4_K => tile::<Q4K, N>(group, shape, x, out),
+            DType::Q5_K => tile::<Q5K, N>(group, shape, x, out),
+            DType::Q6_K => tile::<Q6K, N>(group, shape, x, out),
+            DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
+        }
+    }
+}
+
+/// # Safety
+/// `group` holds `shape.bytes` bytes, each row of `x` has `shape.blocks` blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile<F: Tile, const N: usize>(
+    group: &[u8],
+    shape: GroupShape,
+    x: &[QuantRow<'_>; N],
+    out: &mut [[f32; LANES]; N],
+) {
+    let mut partial = [[_mm256_setzero_ps(); N]; 16];
+    for (s, partial) in partial.iter_mut().enumerate() {
+        for block in segment(s, shape.blocks) {
+            // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
+            unsafe { add_block::<F, N>(group, shape, block, x, partial) };
+        }
+    }
+    for (n, out) in out.iter_mut().enumerate() {
+        let p = |i: usize| partial[i][n];
+        let q = |i: usize| _mm256_add_ps(_mm256_add_ps(p(i), p(i + 1)), _mm256_add_ps(p(i + 2), p(i + 3)));
+        let sum = _mm256_add_ps(_mm256_add_ps(q(0), q(4)), _mm256_add_ps(q(8), q(12)));
+        // SAFETY: `out` is eight f32.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+    }
+}
+
+/// Adds one block of 32 columns to the running sums.
+///
+/// # Safety
+/// As [`tile`], and `block < shape.blocks`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_block<F: Tile, const N: usize>(
+    group: &[u8],
+    shape: GroupShape,
+    block: usize,
+    x: &[QuantRow<'_>; N],
+    acc: &mut [__m256; N],
+) {
+    let (super_bytes, scale_bytes) = entry_bytes(F::SCHEME);
+    // SAFETY: the streams lie inside the group for every block below `shape.blocks` (`GroupShape::new`).
+    let (supers, scales, planes) = unsafe {
+        let start = group.as_ptr();
+        (
+            start.add(block / 8 * super_bytes),
+            start.add(shape.scales + block * scale_bytes),
+            start.add(shape.planes + block * 32 * F::BITS),
+        )
+    };
+    // SAFETY: each entry of the scales stream has at least 16 bytes.
+    let pairs = unsafe { _mm_loadu_si128(scales.cast()) };
+    // s and t: the multipliers of the two halves and of the two sums, as pairs of i16 per lane.
+    let (s, t) = match F::SCHEME {
+        Scheme::Scale | Scheme::ScaleMin => (_mm256_set1_epi16(1), _mm256_setzero_si256()),
+        Scheme::SuperMin => {
+            let both = _mm256_cvtepu8_epi16(pairs);
+            (first_of_pair(both), second_of_pair(both))
+        }
+        Scheme::Super16 => (_mm256_cvtepi8_epi16(pairs), _mm256_setzero_si256()),
+        Scheme::Super16Min => {
+            let both = _mm256_cvtepu8_epi16(pairs);
+            (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both))
+        }
+    };
+    // SAFETY: the planes of the block lie inside the group, the block inside each row of x.
+    let sums = unsafe { products::<F, N>(planes, s, block, x) };
+    // SAFETY: d is 8 f16 at the head of its entry; m, where the scheme has one, the 8 f16 after it.
+    let (d, m) = unsafe {
+        match F::SCHEME {
+            Scheme::Scale => (load_halves(scales), _mm256_setzero_ps()),
+            Scheme::ScaleMin => (load_halves(scales), load_halves(scales.add(16))),
+            Scheme::Super16 => (load_halves(supers), _mm256_setzero_ps()),
+            Scheme::SuperMin | Scheme::Super16Min => (load_halves(supers), load_halves(supers.add(16))),
+        }
+    };
+    for n in 0..N {
+        // SAFETY: `block` is inside the row (asserted in `quant_tile`).
+        let (dx, [x0, x1]) = unsafe { (*x[n].d.get_unchecked(block), *x[n].sums.get_unchecked(block)) };
+        let dx = _mm256_set1_ps(dx);
+        let both = _mm256_set1_epi32(i32::from(x0 as u16) | (i32::from(x1) << 16));
+        let mut scaled = sums[n];
+        if F::OFFSET != 0 {
+            let weighted = _mm256_madd_epi16(s, both);
+            scaled = _mm256_sub_epi32(
+                scaled,
+                _mm256_sll_epi32(weighted, _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32)),
+            );
+        }
+        acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(scaled), acc[n]);
+        match F::SCHEME {
+            Scheme::Scale | Scheme::Super16 => {}
+            Scheme::ScaleMin => {
+                let sum = _mm256_set1_ps((i32::from(x0) + i32::from(x1)) as f32);
+                acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(m, dx), sum, acc[n]);
+            }
+            Scheme::SuperMin | Scheme::Super16Min => {
+                let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(t, both));
+                acc[n] = _mm256_fnmadd_ps(_mm256_mul_ps(m, dx), mins, acc[n]);
+            }
+        }
+    }
+}
+
+/// The integer products of one block, codes before their offset, each half times its `s`.
+///
+/// # Safety
+/// `planes` has `32 * BITS` readable bytes; `block` is inside each row of `x`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn products<F: Tile, const N: usize>(
+    planes: *const u8,
+    s: __m256i,
+    block: usize,
+    x: &[QuantRow<'_>; N],
+) -> [__m256i; N] {
+    let halves = match F::SCHEME {
+        Scheme::Super16 | Scheme::Super16Min => [first_of_pair(s), second_of_pair(s)],
+        _ => [s, s],
+    };
+    let mut sums = [_mm256_setzero_si256(); N];
+    let mut first = 0;
+    while first < 8 {
+        let mut quads = [_mm256_setzero_si256(); N];
+        for g in first..first + F::QUADS {
+            // SAFETY: as the caller promises.
+            let code = unsafe { codes::<F>(planes, g) };
+            for n in 0..N {
+                // SAFETY: quad g (0..8) of a block of 32 bytes inside the row.
+                let quad =
+                    unsafe { x[n].q.get_unchecked(block).as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
+                let quad = _mm256_set1_epi32(quad);
+                let product = if F::BITS == 8 {
+                    // |w| * (x with w's sign): 128 * 127 * 2 fits, also for w = -128.
+                    _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(quad, code))
+                } else {
+                    _mm256_maddubs_epi16(code, quad)
+                };
+                quads[n] = if F::QUADS == 1 { product } else { _mm256_add_epi16(quads[n], product) };
+            }
+        }
+        for n in 0..N {
+            sums[n] = _mm256_add_epi32(sums[n], _mm256_madd_epi16(quads[n], halves[first / 4]));
+        }
+        first += F::QUADS;
+    }
+    sums
+}
+
+/// `V_g`: quad `g` of the eight rows, as stored codes (before the offset).
+///
+/// # Safety
+/// `planes` has `32 * BITS` readable bytes and `g < 8`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn codes<F: Tile>(planes: *const u8, g: usize) -> __m256i {
+    // SAFETY: every offset used below is inside the block's planes (`pack.rs`).
+    let load = |at: usize| unsafe { _mm256_loadu_si256(planes.add(at).cast()) };
+    // Shifts cross byte borders; the masks take the strays off again.
+    let shift = |v: __m256i, bits: usize| _mm256_srl_epi16(v, _mm_cvtsi32_si128(bits as i32));
+    let nibble = || _mm256_and_si256(shift(load(32 * (g % 4)), 4 * (g / 4)), _mm256_set1_epi8(15));
+    let pair = |at: usize| _mm256_and_si256(shift(load(at + 32 * (g % 2)), 2 * (g / 2)), _mm256_set1_epi8(3));
+    let single = |at: usize| _mm256_and_si256(shift(load(at), g), _mm256_set1_epi8(1));
+    match F::BITS {
+        2 => pair(0),
+        3 => _mm256_or_si256(pair(0), _mm256_slli_epi16::<2>(single(64))),
+        4 => nibble(),
+        5 => _mm256_or_si256(nibble(), _mm256_slli_epi16::<4>(single(128))),
+        6 => _mm256_or_si256(nibble(), _mm256_slli_epi16::<4>(pair(128))),
+        _ => load(32 * g),
+    }
+}
+
+/// Each lane's first i16, twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn first_of_pair(v: __m256i) -> __m256i {
+    _mm256_blend_epi16::<0b1010_1010>(v, _mm256_slli_epi32::<16>(v))
+}
+
+/// Each lane's second i16, twice.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn second_of_pair(v: __m256i) -> __m256i {
+    _mm256_blend_epi16::<0b0101_0101>(v, _mm256_srli_epi32::<16>(v))
+}
+
+/// Eight f16 as f32.
+///
+/// # Safety
+/// 16 bytes are readable at `at`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_halves(at: *const u8) -> __m256 {
+    // SAFETY: promised by the caller; the load has no alignment demand.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+}
+
+/// `R` rows of float weights times `N` tokens; `out[n][r]`.
+///
+/// `rows[r]` are the row's bytes, `x[n]` its f32, both padded with zeros to the same multiple of 16.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+pub(crate) unsafe fn float_tile<const R: usize, const N: usize>(
+    dtype: DType,
+    rows: &[&[u8]; R],
+    x: &[&[f32]; N],
+    out: &mut [[f32; R]; N],
+) {
+    let cols = x[0].len();
+    assert!(cols.is_multiple_of(16) && x.iter().all(|x| x.len() == cols));
+    assert!(rows.iter().all(|r| r.len() == cols * dtype.block_bytes()));
+    // SAFETY: features promised by the caller, lengths asserted.
+    unsafe {
+        match dtype {
+            DType::F32 => floats::<R, N, 0>(rows, x, out),
+            DType::F16 => floats::<R, N, 1>(rows, x, out),
+            DType::BF16 => floats::<R, N, 2>(rows, x, out),
+            _ => unreachable!("not a float"),
+        }
+    }
+}
+
+/// # Safety
+/// All rows and tokens hold the same number of values, a multiple of 16. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
+    rows: &[&[u8]; R],
+    x: &[&[f32]; N],
+    out: &mut [[f32; R]; N],
+) {
+    let mut acc = [[[_mm256_setzero_ps(); 2]; R]; N];
+    for k in (0..x[0].len()).step_by(16) {
+        let mut w = [[_mm256_setzero_ps(); 2]; R];
+        for r in 0..R {
+            // SAFETY: `k + 16` values are inside the row.
+            w[r] = unsafe { [load_weights::<KIND>(rows[r], k), load_weights::<KIND>(rows[r], k + 8)] };
+        }
+        for n in 0..N {
+            // SAFETY: `k + 16` values are inside the token's row.
+            let x =
+                unsafe { [_mm256_loadu_ps(x[n].as_ptr().add(k)), _mm256_loadu_ps(x[n].as_ptr().add(k + 8))] };
+            for r in 0..R {
+                acc[n][r][0] = _mm256_fmadd_ps(w[r][0], x[0], acc[n][r][0]);
+                acc[n][r][1] = _mm256_fmadd_ps(w[r][1], x[1], acc[n][r][1]);
+            }
+        }
+    }
+    for n in 0..N {
+        for r in 0..R {
+            out[n][r] = tree(acc[n][r]);
+        }
+    }
+}
+
+/// The contract's tree over 16 lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn tree(p: [__m256; 2]) -> f32 {
+    let pairs = _mm256_hadd_ps(p[0], p[1]); // 01 23 89 ab | 45 67 cd ef
+    let quads = _mm256_hadd_ps(pairs, pairs); // 0..3 8..b . . | 4..7 c..f . .
+    let eights = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads)); // 0..7 8..f
+    _mm_cvtss_f32(_mm_add_ss(eights, _mm_movehdup_ps(eights)))
+}
+
+/// Eight weights from value `k` on, as f32.
+///
+/// # Safety
+/// `k + 8` values are inside `row`.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m256 {
+    // SAFETY: promised by the caller; loads have no alignment demand.
+    unsafe {
+        match KIND {
+            0 => _mm256_loadu_ps(row.as_ptr().add(4 * k).cast()),
+            1 => load_halves(row.as_ptr().add(2 * k)),
+            _ => {
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(2 * k).cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
+            }
+        }
+    }
+}
