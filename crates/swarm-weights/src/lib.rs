@@ -1,1 +1,36 @@
-//! Placeholder until the room is furnished.
+//! Weights from disk: GGUF and safetensors files, `config.json` or GGUF metadata, by byte range.
+//!
+//! [`cache::resolve`] finds a model, [`Checkpoint::open`] reads its headers and holds every tensor against
+//! the configuration, and [`Checkpoint::read`] gives one tensor's bytes. A stage reads what
+//! [`Checkpoint::stage_tensors`] lists and nothing else.
+//!
+//! Files are not trusted. All arithmetic on what they say is checked, counts are held against the bytes
+//! that are left, and nothing is allocated by a declared size that the file does not have. Both formats
+//! come out in one shape: Hugging Face names, Hugging Face row order, one [`ModelConfig`].
+//!
+//! This room runs no kernel and needs no async runtime. Its only `unsafe` is in `mmap.rs`.
+
+#![deny(unsafe_code)]
+
+pub mod cache;
+mod checkpoint;
+mod config;
+mod error;
+mod fingerprint;
+pub mod gguf;
+mod hf;
+mod layout;
+mod mmap;
+mod open;
+pub mod safetensors;
+mod source;
+mod tokenizer;
+
+pub use checkpoint::{Checkpoint, Format, Tensor};
+pub use config::{ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
+pub use error::WeightsError;
+pub use gguf::GgufVocab;
+pub use layout::{EMBED, HEAD, NORM, TensorInfo};
+pub use mmap::MmapSource;
+pub use source::{FileSource, Opener, Source, SourceError};
+pub use tokenizer::TokenizerFiles;

@@ -1,0 +1,347 @@
+//! An opened model: headers parsed and held against the configuration, no weight read yet.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use swarm_kernels::DType;
+
+use crate::config::ModelConfig;
+use crate::error::WeightsError;
+use crate::fingerprint;
+use crate::layout::{self, RawTensor, TensorInfo};
+use crate::open;
+use crate::source::{FileSource, Opener, Source};
+use crate::tokenizer::TokenizerFiles;
+
+/// File format of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Gguf,
+    Safetensors,
+}
+
+impl Format {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gguf => "gguf",
+            Self::Safetensors => "safetensors",
+        }
+    }
+}
+
+/// One tensor's bytes, rows in the order Hugging Face checkpoints have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    pub dtype: DType,
+    /// 1 for vectors.
+    pub rows: usize,
+    pub cols: usize,
+    /// `rows` rows of `dtype.row_bytes(cols)` bytes each, little-endian.
+    pub bytes: Vec<u8>,
+}
+
+/// A model on disk, opened: its configuration, its tensor list, its tokenizer's files. The list is
+/// complete and every shape is right, so that a stage that starts to load will not find a hole.
+pub struct Checkpoint {
+    path: PathBuf,
+    name: String,
+    format: Format,
+    config: ModelConfig,
+    sources: Vec<Arc<dyn Source>>,
+    tensors: BTreeMap<String, TensorInfo>,
+    tokenizer: TokenizerFiles,
+    eos_token_ids: Vec<u32>,
+    fingerprint: OnceLock<[u8; 32]>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("format", &self.format)
+            .field("config", &self.config)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the two formats' readers hand over.
+pub(crate) struct Parts {
+    pub name: String,
+    pub format: Format,
+    pub config: ModelConfig,
+    pub sources: Vec<Arc<dyn Source>>,
+    /// By Hugging Face name.
+    pub raw: BTreeMap<String, RawTensor>,
+    /// `q_proj` and `k_proj` are stored with RoPE pairs next to each other.
+    pub interleaved: bool,
+    pub tokenizer: TokenizerFiles,
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and safetensors (single or indexed), a folder with one
+    /// `.gguf` file, or a `.gguf` file. Reads headers and small files only.
+    ///
+    /// # Errors
+    /// [`WeightsError`], naming the file and what is wrong with it.
+    pub fn open(path: &Path) -> Result<Self, WeightsError> {
+        Self::open_with(path, &FileSource::opener)
+    }
+
+    /// [`Checkpoint::open`] with another way to open the weight files, such as
+    /// [`crate::MmapSource::opener`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(path: &Path, opener: &Opener<'_>) -> Result<Self, WeightsError> {
+        Self::assemble(path, open::parts(path, opener)?)
+    }
+
+    fn assemble(path: &Path, parts: Parts) -> Result<Self, WeightsError> {
+        let Parts { name, format, config, sources, mut raw, interleaved, tokenizer, eos_token_ids } = parts;
+        let layers = config.layers().flat_map(|layer| layout::layer(&config, layer));
+        let ends = [layout::embed(&config), layout::norm(&config)].into_iter().chain(layout::head(&config));
+        let mut tensors = BTreeMap::new();
+        for want in ends.chain(layers) {
+            let mut info = want.take(&mut raw, &name)?;
+            info.interleaved = interleaved && is_rotated(&info.name);
+            tensors.insert(info.name.clone(), info);
+        }
+        if let Some(extra) = raw.values().find(|extra| !is_ignorable(extra, &config, &raw)) {
+            let family = config.family.name();
+            return Err(WeightsError::UnexpectedTensor {
+                model: name,
+                name: extra.stored_name.clone(),
+                family,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            name,
+            format,
+            config,
+            sources,
+            tensors,
+            tokenizer,
+            eos_token_ids,
+            fingerprint: OnceLock::new(),
+        })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A name for people: the repository for a snapshot of the Hugging Face cache, else the folder's or
+    /// the file's own name. Not escaped.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    pub fn tokenizer(&self) -> &TokenizerFiles {
+        &self.tokenizer
+    }
+
+    /// The tokens that end an answer, as the configuration and the generation defaults name them.
+    pub fn eos_token_ids(&self) -> Vec<u32> {
+        self.eos_token_ids.clone()
+    }
+
+    /// `name` in Hugging Face spelling.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Every tensor the model uses, in order of name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.tensors.values()
+    }
+
+    /// What a stage of `layers` reads: its layers' tensors in the order the forward pass uses them;
+    /// before them the embedding, if the stage has the first layer; after them the final norm and the
+    /// head, if it has the last one (the embedding, when tied; listed once if both ends are here).
+    pub fn stage_tensors(&self, layers: Range<usize>) -> Vec<&TensorInfo> {
+        let mut names = Vec::new();
+        let is_first = layers.contains(&0);
+        let is_tail = self.config.num_hidden_layers.checked_sub(1).is_some_and(|last| layers.contains(&last));
+        if is_first {
+            names.push(layout::EMBED.to_owned());
+        }
+        for layer in layers {
+            names.extend(layout::layer(&self.config, layer).into_iter().map(|want| want.name));
+        }
+        if is_tail {
+            names.push(layout::NORM.to_owned());
+            if !self.config.tie_word_embeddings {
+                names.push(layout::HEAD.to_owned());
+            } else if !is_first {
+                names.push(layout::EMBED.to_owned());
+            }
+        }
+        names.iter().filter_map(|name| self.tensors.get(name)).collect()
+    }
+
+    /// Stored bytes of one layer's tensors, 0 for a layer that does not exist.
+    pub fn layer_bytes(&self, layer: usize) -> u64 {
+        let wants = layout::layer(&self.config, layer);
+        wants.iter().filter_map(|want| self.tensors.get(&want.name)).map(|info| info.bytes).sum()
+    }
+
+    /// Stored bytes of the embedding.
+    pub fn embed_bytes(&self) -> u64 {
+        self.bytes_of(layout::EMBED)
+    }
+
+    /// Stored bytes of the final norm and the head; a tied head counts as the embedding, which a tail
+    /// that is not also the first stage has to hold.
+    pub fn head_bytes(&self) -> u64 {
+        let head = if self.config.tie_word_embeddings { layout::EMBED } else { layout::HEAD };
+        self.bytes_of(layout::NORM) + self.bytes_of(head)
+    }
+
+    /// Stored bytes of all tensors, each once.
+    pub fn weight_bytes(&self) -> u64 {
+        self.tensors.values().map(|info| info.bytes).sum()
+    }
+
+    fn bytes_of(&self, name: &str) -> u64 {
+        self.tensors.get(name).map_or(0, |info| info.bytes)
+    }
+
+    /// Reads one tensor: its bytes and no others, in one read. `q_proj` and `k_proj` of GGUF `llama`
+    /// files, whose rows are stored for interleaved RoPE, come back in the half-split order.
+    ///
+    /// # Errors
+    /// [`WeightsError::NoSuchTensor`], [`WeightsError::OutOfMemory`], [`WeightsError::Source`].
+    pub fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
+        let Some(info) = self.tensors.get(name) else {
+            return Err(WeightsError::NoSuchTensor { model: self.name.clone(), name: name.to_owned() });
+        };
+        let out_of_memory = || WeightsError::OutOfMemory { name: info.name.clone(), bytes: info.bytes };
+        let len = usize::try_from(info.bytes).map_err(|_| out_of_memory())?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| out_of_memory())?;
+        bytes.resize(len, 0);
+        self.read_range(info, 0, &mut bytes)?;
+        if info.interleaved {
+            // The rows of a matrix, the elements of a bias.
+            let rows = if info.rows == 1 { info.cols } else { info.rows };
+            let heads = rows / self.config.head_dim; // shapes were checked: a whole number
+            split_halves(&mut bytes, heads, self.config.head_dim, self.config.rope.rotary_dim);
+        }
+        Ok(Tensor { dtype: info.dtype, rows: info.rows, cols: info.cols, bytes })
+    }
+
+    /// Fills `out` with the stored bytes of `info` from `offset` on.
+    fn read_range(&self, info: &TensorInfo, offset: u64, out: &mut [u8]) -> Result<(), WeightsError> {
+        let missing = || WeightsError::NoSuchTensor { model: self.name.clone(), name: info.name.clone() };
+        let source = self.sources.get(info.source).ok_or_else(missing)?;
+        let start = info.offset.checked_add(offset).ok_or_else(missing)?;
+        Ok(source.read_at(start, out)?)
+    }
+
+    /// A hash of the configuration and of every tensor's name, type, shape, first and last 4 KiB.
+    ///
+    /// Two checkpoints with equal fingerprints are the same model for practical purposes: it tells
+    /// another model, another fine-tune, another quantization or a wrong file apart, at the price of
+    /// reading 8 KiB per tensor once. It is not a digest of all bytes: a flipped bit in the middle of a
+    /// tensor goes unseen. The tokenizer is not part of it.
+    ///
+    /// # Errors
+    /// [`WeightsError::Source`].
+    pub fn fingerprint(&self) -> Result<[u8; 32], WeightsError> {
+        if let Some(known) = self.fingerprint.get() {
+            return Ok(*known);
+        }
+        let tensors = self.tensors.values();
+        let hash =
+            fingerprint::of(&self.config, tensors, |info, offset, out| self.read_range(info, offset, out))?;
+        Ok(*self.fingerprint.get_or_init(|| hash))
+    }
+}
+
+fn is_rotated(name: &str) -> bool {
+    name.contains(".self_attn.q_proj.") || name.contains(".self_attn.k_proj.")
+}
+
+/// Tensors that some writers add and no forward pass reads.
+fn is_ignorable(extra: &RawTensor, config: &ModelConfig, raw: &BTreeMap<String, RawTensor>) -> bool {
+    let name = extra.stored_name.as_str();
+    let stored_frequencies =
+        name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn_rot_embd.weight");
+    // A tied model's head is its embedding, whatever else the file holds.
+    let unused_head = config.tie_word_embeddings && raw.contains_key(layout::HEAD) && name == layout::HEAD;
+    stored_frequencies || unused_head
+}
+
+/// Undoes the row order of GGUF `llama` files, head by head: rows `2i` and `2i + 1` go to `i` and
+/// `i + rotary_dim / 2`; rows from `rotary_dim` on stay. A row is `bytes.len() / (heads * head_dim)`
+/// bytes and moves whole, so this works on quantized rows as on floats.
+fn split_halves(bytes: &mut [u8], heads: usize, head_dim: usize, rotary_dim: usize) {
+    let rows = heads * head_dim;
+    if rows == 0 || rotary_dim > head_dim {
+        return;
+    }
+    let row_bytes = bytes.len() / rows;
+    let half = rotary_dim / 2;
+    if row_bytes == 0 || half == 0 {
+        return;
+    }
+    let mut rotated = vec![0; rotary_dim * row_bytes];
+    for head in bytes.chunks_exact_mut(head_dim * row_bytes) {
+        let (stored, _) = head.split_at_mut(rotated.len());
+        let (first, second) = rotated.split_at_mut(half * row_bytes);
+        let pairs = stored.chunks_exact(2 * row_bytes);
+        let halves = first.chunks_exact_mut(row_bytes).zip(second.chunks_exact_mut(row_bytes));
+        for (pair, (first, second)) in pairs.zip(halves) {
+            let (even, odd) = pair.split_at(row_bytes);
+            first.copy_from_slice(even);
+            second.copy_from_slice(odd);
+        }
+        stored.copy_from_slice(&rotated);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the GGUF converter does to `q_proj` and `k_proj`.
+    fn interleave(rows: &[Vec<u8>], head_dim: usize, rotary_dim: usize) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        for head in rows.chunks(head_dim) {
+            for i in 0..rotary_dim / 2 {
+                out.push(head[i].clone());
+                out.push(head[i + rotary_dim / 2].clone());
+            }
+            out.extend_from_slice(&head[rotary_dim..]);
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn rows_come_back_in_the_half_split_order(
+            heads in 1_usize..5, half in 1_usize..9, rotary_half in 1_usize..9, row_bytes in 1_usize..40,
+        ) {
+            let (head_dim, rotary_dim) = (2 * half, 2 * rotary_half.min(half));
+            let rows: Vec<Vec<u8>> = (0..heads * head_dim).map(|row| vec![row as u8; row_bytes]).collect();
+            let mut bytes = interleave(&rows, head_dim, rotary_dim).concat();
+            split_halves(&mut bytes, heads, head_dim, rotary_dim);
+            prop_assert_eq!(bytes, rows.concat());
+        }
+    }
+}
