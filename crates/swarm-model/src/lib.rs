@@ -1,1 +1,35 @@
-//! Placeholder until the room is furnished.
+//! Models: loading a stage, running its layers, the KV cache, the sampler.
+//!
+//! A [`Stage`] is a contiguous range of decoder layers. [`Stage::forward`] runs a batch of
+//! [`Segment`]s over it; the first stage also [embeds](Stage::embed) token ids, the tail also gives
+//! [logits](Stage::logits), from which [`sample`] picks a token. The KV rows of a session on a stage are
+//! a [`SessionKv`], made of pages from a [`KvPool`].
+//!
+//! Invariant: the bits of a row are a function of the weights and its own session's tokens. Cuts,
+//! batches, prompt chunks and threads do not enter. The room does no IO of its own (a
+//! [`Checkpoint`](swarm_weights::Checkpoint) reads its tensors), reads no clock, and is never async.
+
+#![forbid(unsafe_code)]
+
+mod decoder;
+mod error;
+mod families;
+mod kv;
+mod load;
+mod random;
+mod rope;
+mod sampler;
+mod scratch;
+mod size;
+mod stage;
+
+pub use error::{Blame, LoadError, StepError};
+pub use families::FamilyError;
+pub use kv::{KvError, KvLayout, KvPool, SessionKv};
+pub use random::{philox4x32, uniform_bits};
+pub use rope::RopeTable;
+pub use sampler::{SampleError, SampleScratch, Sampling, sample};
+pub use scratch::Scratch;
+pub use size::{StageSize, kv_layout, stage_size};
+pub use stage::{LoadOptions, LoadProgress, Segment, Stage};
+pub use swarm_kernels::KvType;
