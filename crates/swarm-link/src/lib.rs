@@ -1,1 +1,63 @@
-//! Placeholder until the room is furnished.
+//! Finding peers and talking to them: the swarm secret, mDNS discovery, encrypted TCP.
+//!
+//! This room understands nothing of the bytes it moves. It gives the rooms above three things:
+//!
+//! - [`Identity`]: who this node is and which swarm it belongs to, kept in the user's config folder.
+//! - [`Listener`] and [`dial`]: a [`Connection`] to a peer that proved it holds the same swarm secret,
+//!   split into a [`Sender`] and a [`Receiver`] of whole messages, each with a deadline and a length limit.
+//! - [`Discovery`]: who else is on the local network, as untrusted hints. Its failure is visible and
+//!   never fatal; [`Remembered`] peers and [`parse_peer`] do without it.
+//!
+//! # The handshake, byte by byte
+//!
+//! Noise `XXpsk3` with X25519 and BLAKE2s; the initiator picks AES-GCM or ChaCha20-Poly1305 by its own
+//! hardware. Every part has a fixed size, so nothing with a length is read from a stranger.
+//!
+//! | Direction | Bytes | Content |
+//! | --- | --- | --- |
+//! | initiator to responder | 6 + 48 | `SWRM`, version, suite; `e` |
+//! | responder to initiator | 6 + 112 | the same six bytes; `e, ee, s, es`, instance id |
+//! | initiator to responder | 80 | `s, se, psk`, instance id |
+//! | responder to initiator | 18 | an empty sealed record: "you are in" |
+//!
+//! The initiator's six bytes are the Noise prologue, so a changed suite or version fails the handshake.
+//! The last record exists because without it an initiator with the wrong secret would not learn so.
+//!
+//! # What an observer may learn
+//!
+//! That Swarm-OS is spoken here, sizes and times. An active stranger who dials a node also learns its
+//! static public key (`XX` sends it before the initiator is authenticated), never the secret. The end of a
+//! TCP stream between two messages is not authenticated: say goodbye in a message where that matters.
+
+#![forbid(unsafe_code)]
+
+mod address;
+mod config;
+mod connection;
+mod dial;
+mod discovery;
+mod error;
+mod files;
+mod gate;
+mod id;
+mod identity;
+mod listener;
+mod noise;
+mod record;
+mod remembered;
+mod secret;
+mod sightings;
+
+pub use address::{PeerAddressError, parse_peer};
+pub use config::ConfigDir;
+pub use connection::{Closer, Connection, LinkSettings, PeerInfo, Receiver, Sender};
+pub use dial::dial;
+pub use discovery::{Discovery, DiscoveryEvent, DiscoveryStats};
+pub use error::{Blame, IdentityError, LinkError};
+pub use id::{InstanceId, NodeId};
+pub use identity::{Identity, import_secret};
+pub use listener::{Listener, ListenerStats, Refusal};
+pub use noise::{PROTOCOL_VERSION, Suite};
+pub use remembered::Remembered;
+pub use secret::{SecretTextError, SwarmSecret};
+pub use sightings::{PEERS_MAX, PeerFound};

@@ -1,0 +1,423 @@
+//! mDNS: saying that this node is here, and hearing who else is.
+//!
+//! What is announced: the protocol version, a random instance id as instance and host name, port and
+//! addresses. Nothing about the user, the computer, the model or the secret.
+//!
+//! The mDNS library runs a thread that parses every multicast packet of the network. Should it die or hang,
+//! it is started again with growing pauses; until then the user is told, and links that exist live on.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select};
+use mdns_sd::{
+    DaemonEvent, DaemonStatus, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo,
+};
+
+use crate::connection::{millis, system};
+use crate::error::LinkError;
+use crate::id::InstanceId;
+use crate::noise::PROTOCOL_VERSION;
+use crate::sightings::{Announcement, PeerFound, SERVICE, Seen, Sightings};
+
+const EVENTS_MAX: usize = 256;
+const INPUTS_MAX: usize = 256;
+/// How often the library's thread is asked whether it lives, and how long it may take to say so.
+const PULSE_EVERY: Duration = Duration::from_secs(5);
+const PULSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// An announcement is multicast within 750 ms and comes back to its sender; a computer that does not
+/// hear itself by then has no working multicast.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(6);
+/// After a restart every live peer has answered by then.
+const ROUND: Duration = Duration::from_secs(10);
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// News from the local network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiscoveryEvent {
+    /// A peer announced itself, or announced other addresses than before.
+    Found(PeerFound),
+    /// A peer said goodbye, or its announcement expired. Anyone can forge this: it must not end a link.
+    Lost(InstanceId),
+    /// Peers cannot be found for now; `--peer host:port` and remembered peers still work.
+    Unavailable {
+        /// For the user.
+        why: String,
+        /// When it will be tried again.
+        retry_in_ms: u64,
+    },
+    /// Discovery works, after an [`DiscoveryEvent::Unavailable`].
+    Available,
+}
+
+/// What discovery has counted since it began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiscoveryStats {
+    /// Announcements not written as a node writes them.
+    pub malformed: u64,
+    /// Announcements dropped because [`crate::PEERS_MAX`] peers were known.
+    pub no_room: u64,
+    /// Events dropped because nobody read them; [`Discovery::peers`] is right all the same.
+    pub events_dropped: u64,
+    /// Times the mDNS library was started again.
+    pub restarts: u64,
+}
+
+/// Announces this node, if asked to, and listens for others. Dropping it says goodbye.
+#[derive(Debug)]
+pub struct Discovery {
+    commands: Sender<Command>,
+    events: Receiver<DiscoveryEvent>,
+    board: Arc<Board>,
+    done: Receiver<()>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Advertise(u16),
+    Close,
+}
+
+/// What callers may look at any time.
+#[derive(Debug, Default)]
+struct Board {
+    peers: Mutex<Vec<PeerFound>>,
+    malformed: AtomicU64,
+    no_room: AtomicU64,
+    events_dropped: AtomicU64,
+    restarts: AtomicU64,
+}
+
+impl Board {
+    fn peers(&self) -> MutexGuard<'_, Vec<PeerFound>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Discovery {
+    /// Begins to listen for peers other than `own`. Failing networks are told as events, not here.
+    ///
+    /// # Errors
+    /// [`LinkError::System`] when no thread can be started.
+    pub fn start(own: InstanceId) -> Result<Self, LinkError> {
+        let (commands, command_source) = bounded(8);
+        let (event_sink, events) = bounded(EVENTS_MAX);
+        let (done_sink, done) = bounded(1);
+        let board = Arc::new(Board::default());
+        let supervisor = Supervisor {
+            own,
+            port: None,
+            commands: command_source,
+            events: event_sink,
+            board: Arc::clone(&board),
+            sightings: Sightings::new(own),
+            ailing: false,
+            pause: PAUSE_FIRST,
+        };
+        thread::Builder::new()
+            .name("discovery".into())
+            .spawn(move || {
+                supervisor.run();
+                let _ = done_sink.send(());
+            })
+            .map_err(system("starting a thread"))?;
+        Ok(Self { commands, events, board, done })
+    }
+
+    /// Announces that this node listens on `port`, on every interface and address it has, from now on.
+    pub fn advertise(&self, port: u16) {
+        // The supervisor lives as long as this value, and takes a command within seconds.
+        let _ = self.commands.send_timeout(Command::Advertise(port), PULSE_TIMEOUT + PULSE_TIMEOUT);
+    }
+
+    /// News, as it comes. At most 256 wait; more are dropped and counted.
+    #[must_use]
+    pub fn events(&self) -> &Receiver<DiscoveryEvent> {
+        &self.events
+    }
+
+    /// Everyone known now, at most [`crate::PEERS_MAX`].
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerFound> {
+        self.board.peers().clone()
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> DiscoveryStats {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DiscoveryStats {
+            malformed: count(&self.board.malformed),
+            no_room: count(&self.board.no_room),
+            events_dropped: count(&self.board.events_dropped),
+            restarts: count(&self.board.restarts),
+        }
+    }
+}
+
+impl Drop for Discovery {
+    /// Says goodbye, waiting at most a second for it to be sent.
+    fn drop(&mut self) {
+        let _ = self.commands.try_send(Command::Close);
+        let _ = self.done.recv_timeout(GOODBYE_TIMEOUT + GOODBYE_TIMEOUT);
+    }
+}
+
+/// Why a life of the mDNS library ended.
+enum End {
+    Closed,
+    Failed(String),
+}
+
+enum Input {
+    Service(ServiceEvent),
+    Daemon(DaemonEvent),
+    Gone,
+}
+
+struct Supervisor {
+    own: InstanceId,
+    port: Option<u16>,
+    commands: Receiver<Command>,
+    events: Sender<DiscoveryEvent>,
+    board: Arc<Board>,
+    sightings: Sightings,
+    ailing: bool,
+    pause: Duration,
+}
+
+/// The clocks of one life of the library.
+struct Life {
+    daemon: ServiceDaemon,
+    pulse_at: Instant,
+    round_ends: Option<Instant>,
+    /// When this node's own announcement must have been heard; `None`: heard, or nothing announced.
+    echo_by: Option<Instant>,
+}
+
+impl Supervisor {
+    fn run(mut self) {
+        loop {
+            let why = match self.live() {
+                End::Closed => return,
+                End::Failed(why) => why,
+            };
+            self.board.restarts.fetch_add(1, Ordering::Relaxed);
+            let pause = jittered(self.pause);
+            self.pause = self.pause.saturating_mul(2).min(PAUSE_MAX);
+            tracing::debug!("discovery failed: {why}");
+            if !self.ailing {
+                self.ailing = true;
+                self.emit(DiscoveryEvent::Unavailable { why, retry_in_ms: millis(pause) });
+            }
+            let until = Instant::now() + pause;
+            loop {
+                match self.commands.recv_deadline(until) {
+                    Ok(Command::Advertise(port)) => self.port = Some(port),
+                    Ok(Command::Close) => return,
+                    Err(error) if error.is_disconnected() => return,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// One life of the mDNS library.
+    fn live(&mut self) -> End {
+        let (mut life, inputs) = match self.begin() {
+            Ok(begun) => begun,
+            Err(error) => return End::Failed(format!("mDNS does not start: {error}")),
+        };
+        let end = loop {
+            let wake = life.wake_at().saturating_duration_since(Instant::now());
+            let commands = self.commands.clone();
+            select! {
+                recv(commands) -> command => match command {
+                    Ok(Command::Advertise(port)) => {
+                        self.port = Some(port);
+                        if let Err(error) = self.register(&mut life) {
+                            break End::Failed(format!("announcing this node failed: {error}"));
+                        }
+                    }
+                    Ok(Command::Close) | Err(_) => break End::Closed,
+                },
+                recv(inputs) -> input => {
+                    if let Some(why) = self.take(input.unwrap_or(Input::Gone), &mut life) {
+                        break End::Failed(why);
+                    }
+                }
+                default(wake) => {}
+            }
+            if let Some(why) = self.look_at_clocks(&mut life) {
+                break End::Failed(why);
+            }
+        };
+        self.finish(&life);
+        end
+    }
+
+    fn begin(&mut self) -> mdns_sd::Result<(Life, Receiver<Input>)> {
+        let daemon = ServiceDaemon::new()?;
+        let (sink, inputs) = bounded(INPUTS_MAX);
+        forward(daemon.monitor()?, sink.clone(), Input::Daemon)?;
+        forward(daemon.browse(SERVICE)?, sink, Input::Service)?;
+        self.sightings.begin_round();
+        let now = Instant::now();
+        let mut life =
+            Life { daemon, pulse_at: now + PULSE_EVERY, round_ends: Some(now + ROUND), echo_by: None };
+        self.register(&mut life)?;
+        Ok((life, inputs))
+    }
+
+    fn register(&self, life: &mut Life) -> mdns_sd::Result<()> {
+        let Some(port) = self.port else { return Ok(()) };
+        let name = self.own.to_string();
+        let txt = [("v", PROTOCOL_VERSION.to_string()), ("id", name.clone())];
+        let service = ServiceInfo::new(SERVICE, &name, &format!("{name}.local."), "", port, &txt[..])?;
+        life.daemon.register(service.enable_addr_auto())?;
+        life.echo_by = Some(Instant::now() + ECHO_TIMEOUT);
+        Ok(())
+    }
+
+    /// Takes one event of the library; `Some` says why this life must end.
+    fn take(&mut self, input: Input, life: &mut Life) -> Option<String> {
+        match input {
+            Input::Service(ServiceEvent::ServiceResolved(service)) => self.resolved(&service, life),
+            Input::Service(ServiceEvent::ServiceRemoved(_, fullname)) => {
+                if let Some(instance) = self.sightings.lose(&fullname) {
+                    self.publish();
+                    self.emit(DiscoveryEvent::Lost(instance));
+                }
+            }
+            Input::Service(ServiceEvent::SearchStopped(_)) | Input::Gone => {
+                return Some("the mDNS thread ended".into());
+            }
+            Input::Daemon(DaemonEvent::Error(error)) => tracing::debug!("mDNS: {error}"),
+            Input::Service(_) | Input::Daemon(_) => {}
+        }
+        None
+    }
+
+    fn resolved(&mut self, service: &ResolvedService, life: &mut Life) {
+        let announcement = Announcement {
+            fullname: &service.fullname,
+            id: service.get_property_val_str("id"),
+            version: service.get_property_val_str("v"),
+            port: service.port,
+            addresses: service.addresses.iter().map(address).collect(),
+        };
+        match self.sightings.see(&announcement) {
+            Seen::Changed(found) => {
+                self.publish();
+                self.emit(DiscoveryEvent::Found(found));
+            }
+            Seen::Own => {
+                life.echo_by = None;
+                self.well();
+            }
+            Seen::Known => {}
+            Seen::Malformed => {
+                self.board.malformed.fetch_add(1, Ordering::Relaxed);
+            }
+            Seen::NoRoom => {
+                self.board.no_room.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn look_at_clocks(&mut self, life: &mut Life) -> Option<String> {
+        let now = Instant::now();
+        if life.round_ends.is_some_and(|at| now >= at) {
+            life.round_ends = None;
+            for instance in self.sightings.end_round() {
+                self.publish();
+                self.emit(DiscoveryEvent::Lost(instance));
+            }
+        }
+        if life.echo_by.is_some_and(|at| now >= at) {
+            return Some("this computer does not hear its own multicast; a firewall, VPN or missing network may block it".into());
+        }
+        if now >= life.pulse_at {
+            life.pulse_at = now + PULSE_EVERY;
+            let status = life.daemon.status().ok().and_then(|answer| answer.recv_timeout(PULSE_TIMEOUT).ok());
+            if !matches!(status, Some(DaemonStatus::Running)) {
+                return Some("the mDNS thread does not answer".into());
+            }
+            if life.echo_by.is_none() {
+                self.well();
+            }
+        }
+        None
+    }
+
+    fn well(&mut self) {
+        self.pause = PAUSE_FIRST;
+        if std::mem::take(&mut self.ailing) {
+            self.emit(DiscoveryEvent::Available);
+        }
+    }
+
+    fn finish(&self, life: &Life) {
+        if self.port.is_some() {
+            let goodbye = life.daemon.unregister(&format!("{}.{SERVICE}", self.own));
+            let _ = goodbye.map(|sent| sent.recv_timeout(GOODBYE_TIMEOUT));
+        }
+        let _ = life.daemon.shutdown().map(|status| status.recv_timeout(GOODBYE_TIMEOUT));
+    }
+
+    fn publish(&self) {
+        *self.board.peers() = self.sightings.peers();
+    }
+
+    fn emit(&self, event: DiscoveryEvent) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            self.board.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Life {
+    fn wake_at(&self) -> Instant {
+        [self.round_ends, self.echo_by].into_iter().flatten().fold(self.pulse_at, Instant::min)
+    }
+}
+
+fn address(ip: &ScopedIp) -> (IpAddr, u32) {
+    match ip {
+        ScopedIp::V6(v6) => (IpAddr::V6(*v6.addr()), v6.scope_id().index),
+        other => (other.to_ip_addr(), 0),
+    }
+}
+
+/// The library's channels cannot be waited on together, so a thread each brings them into one. It ends
+/// with the library's thread, which drops the other end even when it panics.
+fn forward<T: Send + 'static>(
+    source: mdns_sd::Receiver<T>,
+    sink: Sender<Input>,
+    wrap: fn(T) -> Input,
+) -> mdns_sd::Result<()> {
+    let relay = move || {
+        for event in &source {
+            if sink.send(wrap(event)).is_err() {
+                return;
+            }
+        }
+        let _ = sink.send(Input::Gone);
+    };
+    thread::Builder::new()
+        .name("discovery-relay".into())
+        .spawn(relay)
+        .map(drop)
+        .map_err(|error| mdns_sd::Error::Msg(error.to_string()))
+}
+
+/// Between half and all of `pause`: computers that lost the same network do not come back in step.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(u32::MAX);
+    pause / 2 + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+}
