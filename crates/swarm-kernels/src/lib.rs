@@ -25,6 +25,7 @@ mod matrix;
 mod ops;
 mod pack;
 mod pool;
+mod probe;
 mod quant;
 
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +37,7 @@ pub use dtype::{DType, ShapeError};
 pub use matrix::{Job, MatmulScratch, Matrix, matmul};
 pub use ops::{add, add_bias, rms_norm, rope, silu_mul};
 pub use pool::Pool;
+pub use probe::ReadProbe;
 
 /// The version of the numeric contract. Two nodes share an exact ring only if these are equal.
 pub const NUMERICS: &str = "swarm-numerics-1";

@@ -1,0 +1,40 @@
+//! Measures how fast this computer reads memory, with the weights' own page size: the limit decode is held against.
+
+use crate::buffer::Buffer;
+use crate::pool::{Pool, SharedRows};
+
+/// A buffer that is read from end to end.
+pub struct ReadProbe {
+    buffer: Buffer,
+}
+
+/// Bytes one task reads.
+const CHUNK: usize = 1 << 20;
+
+impl ReadProbe {
+    /// Allocates and touches `words * 8` bytes.
+    pub fn new(words: usize) -> Self {
+        let mut buffer = Buffer::zeroed((words * 8).next_multiple_of(CHUNK));
+        buffer.bytes_mut().iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        Self { buffer }
+    }
+
+    /// Reads everything once, on all threads of the pool; the result only keeps the reads from being left out.
+    pub fn read(&self, pool: &Pool) -> f32 {
+        let bytes = self.buffer.bytes();
+        let mut sums = vec![0.0f32; bytes.len().div_ceil(CHUNK)];
+        let shared = SharedRows::new(&mut sums);
+        pool.run(bytes.len().div_ceil(CHUNK), |task| {
+            let mut lanes = [0u64; 16];
+            for words in bytes[task * CHUNK..].chunks(CHUNK).next().unwrap_or(&[]).as_chunks::<128>().0 {
+                for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
+                    *lane ^= u64::from_ne_bytes(*word);
+                }
+            }
+            let sum = lanes.iter().fold(0, |a, b| a ^ b);
+            // SAFETY: each task writes its own place, and `sums` outlives the run.
+            unsafe { shared.write(task, &[sum as f32]) };
+        });
+        sums.iter().sum()
+    }
+}
