@@ -1,1 +1,25 @@
-//! Placeholder until the room is furnished.
+//! Who does what, and what now: placement, sessions, deadlines and lap telemetry.
+//!
+//! Invariants of this room:
+//! - Pure: events and times go in, actions come out. No clock, socket, thread or randomness.
+//! - Times are microseconds of the coordinator's monotonic clock, given by the caller. A peer's
+//!   number is never added to one of them unclamped.
+//! - Nothing iterates a map whose order is not fixed: one schedule of events has one outcome.
+//! - Weights and rows are never seen here, only their sizes.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod partition;
+mod percentiles;
+mod place;
+mod place_words;
+
+mod telemetry;
+mod timers;
+
+pub use clock::ClockOffset;
+pub use partition::partition;
+pub use percentiles::Percentiles;
+pub use place::{Goal, ModelShape, NodeCapacity, PlaceError, PlacedStage, Placement, place, place_for};
+pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry};
+pub use timers::Timers;

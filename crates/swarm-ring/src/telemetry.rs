@@ -1,0 +1,273 @@
+//! Where a lap's time went. The parts sum to the lap.
+
+use swarm_wire::StageTime;
+
+use crate::percentiles::Percentiles;
+
+/// What one stage did in one lap, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StageLap {
+    /// The hop to this stage: from the sender's write to the last byte being here. Zero on the
+    /// coordinator.
+    pub wire_us: u64,
+    /// From the last byte to the start of the forward.
+    pub queue_us: u64,
+    /// The forward.
+    pub compute_us: u64,
+    /// From the end of the forward to the write.
+    pub serialize_us: u64,
+    /// Bytes of the frame that came over the hop.
+    pub bytes_in: u64,
+}
+
+/// One lap taken apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LapTimes {
+    /// From the coordinator's decision to the tokens' arrival.
+    pub lap_us: u64,
+    /// One per stage, coordinator first.
+    pub stages: Vec<StageLap>,
+    /// The way of the tokens from the tail to the coordinator. Zero when the coordinator is the
+    /// tail.
+    pub return_us: u64,
+    /// `lap_us` minus all parts. Zero unless a node's clock ran at another rate or a node stated
+    /// times that cannot be.
+    pub unexplained_us: i64,
+    /// Every clock offset was known. Otherwise the time on the links was shared out equally.
+    pub hops_measured: bool,
+}
+
+impl LapTimes {
+    /// Takes a trail apart. `offsets_us[i]` is `clock of stage i - coordinator's clock` (stage 0
+    /// is the coordinator: its entry is not read), `arrived_us` when the tokens were here.
+    ///
+    /// Times within a node are differences of one clock and are taken as they are. What is left
+    /// of the lap was spent on the links, and is shared among them by the clock offsets.
+    /// Reuses `self`'s memory.
+    pub fn read(&mut self, trail: &[StageTime], offsets_us: &[Option<i64>], arrived_us: u64) {
+        let start_us = trail.first().map_or(arrived_us, |first| first.received_us);
+        self.lap_us = arrived_us.saturating_sub(start_us);
+        self.stages.clear();
+        let mut left_us = self.lap_us;
+        for time in trail {
+            // A stated time is never believed beyond the lap it is part of.
+            let mut part = |from: u64, to: u64| {
+                let part = to.saturating_sub(from).min(left_us);
+                left_us -= part;
+                part
+            };
+            self.stages.push(StageLap {
+                wire_us: 0,
+                queue_us: part(time.received_us, time.started_us),
+                compute_us: part(time.started_us, time.finished_us),
+                serialize_us: part(time.finished_us, time.sent_us),
+                bytes_in: time.bytes_in,
+            });
+        }
+        self.share_links(trail, offsets_us, arrived_us, left_us);
+        self.unexplained_us = signed(self.lap_us) - signed(self.parts_us());
+    }
+
+    fn share_links(
+        &mut self,
+        trail: &[StageTime],
+        offsets_us: &[Option<i64>],
+        arrived_us: u64,
+        left_us: u64,
+    ) {
+        self.return_us = 0;
+        self.hops_measured = true;
+        let hops = trail.len();
+        if hops <= 1 {
+            // No link: what is left was spent between the forward and this call, on one clock.
+            self.return_us = left_us;
+            return;
+        }
+        let local = |stage: usize, time_us: u64| {
+            let offset = if stage == 0 { Some(0) } else { offsets_us.get(stage).copied().flatten() };
+            offset.map(|offset| signed(time_us).saturating_sub(offset))
+        };
+        let estimate = |hop: usize| {
+            let sent = local(hop - 1, trail.get(hop - 1)?.sent_us)?;
+            let received = match trail.get(hop) {
+                Some(time) => local(hop, time.received_us)?,
+                None => signed(arrived_us),
+            };
+            Some(received.saturating_sub(sent).max(0).unsigned_abs())
+        };
+        let estimates: Option<Vec<u64>> = (1..=hops).map(estimate).collect();
+        self.hops_measured = estimates.is_some();
+        // Clamped estimates may sum to more or less than what is left: share in proportion.
+        let estimates = estimates.filter(|parts| parts.iter().any(|&part| part > 0));
+        let weights = estimates.unwrap_or_else(|| vec![1; hops]);
+        let sum: u128 = weights.iter().map(|&weight| u128::from(weight)).sum();
+        let (mut taken, mut before) = (0u64, 0u128);
+        for (hop, &weight) in weights.iter().enumerate() {
+            before += u128::from(weight);
+            let upto = u64::try_from(u128::from(left_us) * before / sum.max(1)).unwrap_or(left_us);
+            let share = upto.saturating_sub(taken);
+            taken = upto;
+            match self.stages.get_mut(hop + 1) {
+                Some(stage) => stage.wire_us = share,
+                None => self.return_us = share,
+            }
+        }
+    }
+
+    /// The sum of all parts.
+    pub fn parts_us(&self) -> u64 {
+        let stage = |stage: &StageLap| {
+            [stage.wire_us, stage.queue_us, stage.compute_us, stage.serialize_us]
+                .into_iter()
+                .fold(0u64, u64::saturating_add)
+        };
+        self.stages.iter().map(stage).fold(self.return_us, u64::saturating_add)
+    }
+
+    /// The sum of the forwards.
+    pub fn compute_us(&self) -> u64 {
+        self.stages.iter().fold(0, |sum, stage| sum.saturating_add(stage.compute_us))
+    }
+}
+
+fn signed(us: u64) -> i64 {
+    i64::try_from(us).unwrap_or(i64::MAX)
+}
+
+/// Percentiles of one stage over many laps.
+#[derive(Clone, Debug, Default)]
+pub struct StageTelemetry {
+    /// The hop to the stage.
+    pub wire_us: Percentiles,
+    /// Waiting for the compute thread.
+    pub queue_us: Percentiles,
+    /// The forward.
+    pub compute_us: Percentiles,
+    /// Encoding.
+    pub serialize_us: Percentiles,
+    /// Bytes over the hop, in total.
+    pub bytes_in: u64,
+}
+
+/// Percentiles over many laps. Keep one for decode and one for prefill: mixed, they say nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Telemetry {
+    /// Whole laps.
+    pub lap_us: Percentiles,
+    /// Sum of the forwards of a lap.
+    pub compute_us: Percentiles,
+    /// The way back of the tokens.
+    pub return_us: Percentiles,
+    /// One per stage, coordinator first.
+    pub stages: Vec<StageTelemetry>,
+}
+
+impl Telemetry {
+    /// Adds a lap. A lap with another number of stages starts the stages anew: it belongs to
+    /// another placement.
+    pub fn add(&mut self, lap: &LapTimes) {
+        if self.stages.len() != lap.stages.len() {
+            self.stages = vec![StageTelemetry::default(); lap.stages.len()];
+        }
+        self.lap_us.add(lap.lap_us);
+        self.compute_us.add(lap.compute_us());
+        self.return_us.add(lap.return_us);
+        for (total, stage) in self.stages.iter_mut().zip(&lap.stages) {
+            total.wire_us.add(stage.wire_us);
+            total.queue_us.add(stage.queue_us);
+            total.compute_us.add(stage.compute_us);
+            total.serialize_us.add(stage.serialize_us);
+            total.bytes_in = total.bytes_in.saturating_add(stage.bytes_in);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn any_time() -> impl Strategy<Value = StageTime> {
+        let value = || prop_oneof![0u64..1000, 0..=1u64 << 53, any::<u64>()];
+        (value(), value(), value(), value()).prop_map(|(received_us, started_us, finished_us, sent_us)| {
+            StageTime { received_us, started_us, finished_us, sent_us, bytes_in: 1 }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_trail_sums_up(
+            trail in vec(any_time(), 0..6),
+            offsets in vec(any::<Option<i64>>(), 0..6),
+            arrived in any::<u64>(),
+        ) {
+            let mut lap = LapTimes::default();
+            lap.read(&trail, &offsets, arrived);
+            prop_assert!(lap.parts_us() <= lap.lap_us);
+            prop_assert_eq!(lap.stages.len(), trail.len());
+            Telemetry::default().add(&lap);
+        }
+
+        /// An honest lap, clocks with any skew, offsets known exactly: every part is found.
+        #[test]
+        fn an_honest_lap_is_taken_apart_exactly(
+            parts in vec([0u64..500, 0u64..500, 1u64..9000, 0u64..500], 2..6),
+            skews in vec(-1_000_000i64..1_000_000, 6),
+            back in 0u64..500,
+        ) {
+            let mut now = 10_000_000u64;
+            let mut trail = Vec::new();
+            let mut wanted = Vec::new();
+            let mut offsets = vec![None];
+            for (stage, &[wire, queue, compute, serialize]) in parts.iter().enumerate() {
+                let wire = if stage == 0 { 0 } else { wire };
+                let skew = if stage == 0 { 0 } else { skews[stage] };
+                if stage > 0 {
+                    offsets.push(Some(skew));
+                }
+                let at = |us: u64| us.checked_add_signed(skew).unwrap();
+                let received = now + wire;
+                trail.push(StageTime {
+                    received_us: at(received),
+                    started_us: at(received + queue),
+                    finished_us: at(received + queue + compute),
+                    sent_us: at(received + queue + compute + serialize),
+                    bytes_in: 3,
+                });
+                now = received + queue + compute + serialize;
+                wanted.push(StageLap { wire_us: wire, queue_us: queue, compute_us: compute, serialize_us: serialize, bytes_in: 3 });
+            }
+            let mut lap = LapTimes::default();
+            lap.read(&trail, &offsets, now + back);
+            prop_assert_eq!(lap.lap_us, now + back - 10_000_000);
+            prop_assert_eq!(lap.return_us, back);
+            prop_assert_eq!(&lap.stages, &wanted);
+            prop_assert_eq!(lap.unexplained_us, 0);
+            prop_assert!(lap.hops_measured);
+            // Unknown offsets: still the whole lap, shared equally.
+            lap.read(&trail, &[], now + back);
+            prop_assert_eq!(lap.unexplained_us, 0);
+            prop_assert!(!lap.hops_measured);
+        }
+    }
+
+    #[test]
+    fn a_small_clock_error_moves_time_between_hops_only() {
+        let time = |received_us, started_us, finished_us, sent_us| StageTime {
+            received_us,
+            started_us,
+            finished_us,
+            sent_us,
+            bytes_in: 9,
+        };
+        // The hop took 10 us, the way back 10 us; the offset is 30 us wrong.
+        let trail = [time(1000, 1000, 2000, 2000), time(2010, 2020, 3020, 3030)];
+        let mut lap = LapTimes::default();
+        lap.read(&trail, &[None, Some(30)], 3040);
+        assert_eq!(lap.lap_us, 2040);
+        assert_eq!(lap.unexplained_us, 0);
+        assert_eq!(lap.stages[1].wire_us + lap.return_us, 20);
+        assert_eq!(lap.stages[1].compute_us, 1000);
+    }
+}
