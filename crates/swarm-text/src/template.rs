@@ -1,0 +1,271 @@
+//! The chat template: a program from the model's files that turns messages into a prompt.
+//!
+//! Templates are Jinja as Hugging Face runs it: `trim_blocks`, `lstrip_blocks`, loop controls, Python's string and
+//! dictionary methods, `raise_exception`, `strftime_now`, `tojson` with Python's spelling, and `{% generation %}`
+//! blocks. They are written by strangers, so there is no loader, no function that reaches outside, and a budget for
+//! work and memory (fuel), for output and for time.
+
+mod json;
+mod methods;
+mod strftime;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind, Value};
+use serde_json::Map;
+
+use crate::bounded::bounded;
+use crate::error::{quoted, sentence};
+use crate::{Message, SpecialTokens, TEXT_BYTES_MAX, TextError};
+
+/// The largest in use have about 20 KB.
+const SOURCE_BYTES_MAX: usize = 256 << 10;
+/// Instructions, or 64-byte units of memory, that one rendering may use: bounds it to some 200 MB and less than a
+/// second. A chat of a thousand messages uses about a hundredth.
+const FUEL: u64 = 3_000_000;
+/// Last line of defence: fuel ends far earlier.
+const RENDER_LIMIT: Duration = Duration::from_secs(10);
+const NAME: &str = "chat";
+
+/// A compiled chat template. Cloning is cheap; it may be used from any thread.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    environment: Arc<Environment<'static>>,
+    special: SpecialTokens,
+}
+
+/// What a rendering depends on besides the messages.
+#[derive(Debug, Clone)]
+pub struct RenderOptions {
+    /// End with the beginning of the assistant's next message.
+    pub add_generation_prompt: bool,
+    /// What `strftime_now` sees. Templates that print the date give other prompts on other days; pass a fixed time
+    /// to repeat one.
+    pub now: SystemTime,
+    /// Further variables for the template, such as `enable_thinking`. They are not searched for special tokens.
+    pub variables: Map<String, serde_json::Value>,
+}
+
+impl Default for RenderOptions {
+    /// The assistant speaks next; the time is now.
+    fn default() -> RenderOptions {
+        RenderOptions { add_generation_prompt: true, now: SystemTime::now(), variables: Map::new() }
+    }
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `special` gives it `bos_token`, `eos_token`, `unk_token` and `pad_token`.
+    ///
+    /// # Errors
+    /// A template that is too large or does not compile.
+    pub fn new(source: &str, special: &SpecialTokens) -> Result<ChatTemplate, TextError> {
+        if source.len() > SOURCE_BYTES_MAX {
+            let (bytes, max) = (source.len(), SOURCE_BYTES_MAX);
+            return Err(TextError::FileTooLarge { what: "the chat template", bytes, max });
+        }
+        let source = plain_generation_blocks(source);
+        let compile = move || environment(source).map_err(|error| failure(&error));
+        let environment = bounded("compile the chat template", RENDER_LIMIT, compile)??;
+        Ok(ChatTemplate { environment: Arc::new(environment), special: special.clone() })
+    }
+
+    /// Compiles the template that a `tokenizer_config.json` (or `chat_template.json`) holds under `chat_template`: a
+    /// string, or a list of named ones, of which `default` is taken. `None` when there is none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`]; also a file that is not JSON, and a list without `default`.
+    pub fn from_config(config: &[u8], special: &SpecialTokens) -> Result<Option<ChatTemplate>, TextError> {
+        let config = crate::hf::object("tokenizer_config.json", Some(config))?;
+        match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(serde_json::Value::String(source)) => ChatTemplate::new(source, special).map(Some),
+            Some(named) => {
+                let all: Vec<(&str, &str)> =
+                    named.as_array().into_iter().flatten().filter_map(named_template).collect();
+                let Some((_, source)) = all.iter().find(|(name, _)| *name == "default") else {
+                    let names: Vec<String> = all.iter().take(8).map(|(name, _)| quoted(name)).collect();
+                    let why = format!("the model has no template named default, only [{}]", names.join(", "));
+                    return Err(TextError::Template { why });
+                };
+                ChatTemplate::new(source, special).map(Some)
+            }
+        }
+    }
+
+    /// The prompt as text, at the present time and without further variables. Special tokens that messages contain
+    /// are in it as they are: see [`ChatTemplate::encode`] for the way that keeps them harmless.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render_with`].
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
+        self.render_with(messages, &RenderOptions { add_generation_prompt, ..RenderOptions::default() })
+    }
+
+    /// The prompt as text.
+    ///
+    /// # Errors
+    /// [`TextError::MessagesRefused`] when the template raises an exception: the messages' fault, by its own rules.
+    /// [`TextError::TemplateLimit`] beyond its budget of work, memory or 4 MiB of output. [`TextError::Template`] when
+    /// it fails otherwise.
+    pub fn render_with(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TextError> {
+        let bytes: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        if bytes > TEXT_BYTES_MAX {
+            return Err(TextError::TextTooLong { bytes, max: TEXT_BYTES_MAX });
+        }
+        let environment = Arc::clone(&self.environment);
+        let context = self.context(messages, options);
+        let now = Now(options.now);
+        bounded("render the chat template", RENDER_LIMIT, move || render(&environment, context, now))?
+    }
+
+    /// The variables that Hugging Face gives a template.
+    fn context(&self, messages: &[Message], options: &RenderOptions) -> Value {
+        let mut variables: Vec<(String, Value)> = vec![
+            ("messages".to_owned(), Value::from(Serde(messages))),
+            ("tools".to_owned(), Value::from(())),
+            ("documents".to_owned(), Value::from(())),
+            ("add_generation_prompt".to_owned(), Value::from(options.add_generation_prompt)),
+        ];
+        let SpecialTokens { bos, eos, unk, pad } = &self.special;
+        for (name, token) in [("bos_token", bos), ("eos_token", eos), ("unk_token", unk), ("pad_token", pad)]
+        {
+            if let Some(token) = token {
+                variables.push((name.to_owned(), Value::from(token.text.as_str())));
+            }
+        }
+        let further = options.variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
+        variables.into_iter().chain(further).collect()
+    }
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("special", &self.special).finish_non_exhaustive()
+    }
+}
+
+fn named_template(entry: &serde_json::Value) -> Option<(&str, &str)> {
+    Some((entry.get("name")?.as_str()?, entry.get("template")?.as_str()?))
+}
+
+/// A host that offers nothing: pure string functions and a clock that it is given.
+fn environment(source: String) -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_fuel(Some(FUEL));
+    // Prompts are plain text whatever the template is called.
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_unknown_method_callback(methods::call);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", strftime_now);
+    environment.add_template_owned(NAME, source)?;
+    Ok(environment)
+}
+
+fn render(environment: &Environment<'_>, context: Value, now: Now) -> Result<String, TextError> {
+    let template = environment.get_template(NAME).map_err(|error| failure(&error))?;
+    let mut output = Capped { bytes: Vec::new(), full: false };
+    let context =
+        minijinja::value::merge_maps([context, minijinja::context! { __now => Value::from_object(now) }]);
+    let rendered = template.render_captured_to(context, &mut output).map(drop);
+    if output.full {
+        return Err(TextError::TemplateLimit { why: format!("writes more than {TEXT_BYTES_MAX} bytes") });
+    }
+    rendered.map_err(|error| failure(&error))?;
+    String::from_utf8(output.bytes)
+        .map_err(|_| TextError::Template { why: "it wrote half a character".to_owned() })
+}
+
+/// Output that refuses to grow beyond [`TEXT_BYTES_MAX`].
+struct Capped {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl io::Write for Capped {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len().saturating_add(more.len()) > TEXT_BYTES_MAX {
+            self.full = true;
+            return Err(io::Error::other("prompt too long"));
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The time of this rendering, carried to `strftime_now` through the template's variables.
+#[derive(Debug)]
+struct Now(SystemTime);
+
+impl minijinja::value::Object for Now {}
+
+fn strftime_now(state: &mut minijinja::State, format: &str) -> Result<String, Error> {
+    let now = state.lookup("__now");
+    let now = now.as_ref().and_then(|value| value.downcast_object_ref::<Now>());
+    let Some(Now(now)) = now else {
+        return Err(Error::new(ErrorKind::InvalidOperation, "the time is not available here"));
+    };
+    strftime::format(*now, format).map_err(|why| Error::new(ErrorKind::InvalidOperation, why))
+}
+
+/// What a template says when it refuses the messages; found again in the error's chain.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
+}
+
+fn failure(error: &Error) -> TextError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(inner) = cause {
+        if let Some(Raised(why)) = inner.downcast_ref() {
+            return TextError::MessagesRefused { why: sentence(why) };
+        }
+        if inner.downcast_ref::<Error>().is_some_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+            return TextError::TemplateLimit { why: "does more work than any prompt needs".to_owned() };
+        }
+        cause = inner.source();
+    }
+    let line = error.line().map_or(String::new(), |line| format!(" (line {line})"));
+    TextError::Template { why: format!("{}{line}", sentence(&error.to_string())) }
+}
+
+/// Turns `{% generation %}` blocks, which mark the assistant's words for training, into blocks that change nothing.
+fn plain_generation_blocks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(len) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let (tag, after) = tag.split_at(len + 2);
+        let body = tag.trim_start_matches("{%").trim_end_matches("%}");
+        let word = body.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        match word {
+            "generation" => out.push_str(&tag.replace(word, "if true")),
+            "endgeneration" => out.push_str(&tag.replace(word, "endif")),
+            _ => out.push_str(tag),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests;
