@@ -1,1 +1,53 @@
-fn main() {}
+//! Chores of the project: `cargo xtask help` lists them.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod fetch;
+mod steps;
+mod test;
+mod tidy;
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask fetch              get the demo model (SmolLM2-135M-Instruct, 98 MB) into models/
+cargo xtask demo [--nodes N]   answer a prompt over N nodes of this computer (3 when not said)
+cargo xtask test               fetch, tidy, fmt, clippy, then every test; what CI runs
+cargo xtask check              the same, and cargo deny
+cargo xtask tidy               import law, unsafe law, file and function lengths";
+
+/// The folder with the workspace's `Cargo.toml`.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+fn run(args: &[&str]) -> Result<ExitCode> {
+    match args {
+        ["fetch"] => fetch::fetch(&root()).map(|_| ExitCode::SUCCESS),
+        ["demo", rest @ ..] => demo::demo(&root(), rest),
+        ["test"] => test::test(&root(), false),
+        ["check"] => test::test(&root(), true),
+        ["tidy"] => tidy::tidy(&root()).map(|()| ExitCode::SUCCESS),
+        [] | ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            Ok(ExitCode::SUCCESS)
+        }
+        other => bail!("no chore `{}`\n{HELP}", other.join(" ")),
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match run(&args) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

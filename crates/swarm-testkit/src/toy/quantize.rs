@@ -197,3 +197,43 @@ pub(super) fn q6_k(x: &[f32], out: &mut Vec<u8>) {
     out.extend(scales.iter().map(|&scale| scale as i8 as u8));
     out.extend(d);
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::toy::{GgufType, spec};
+
+    /// Blocks were compared with the `gguf` Python package when these sums were taken: root mean
+    /// square errors from 0.3 % (Q8_0) to 28 % (Q2_K) of the values'.
+    #[test]
+    fn blocks_are_those_that_were_checked_against_gguf() {
+        let tensor = spec("llama_k").tensor("model.layers.0.mlp.down_proj.weight").unwrap();
+        let sums: Vec<(GgufType, u64)> = GgufType::ALL
+            .into_iter()
+            .map(|kind| {
+                let bytes = kind.encode(&tensor.values);
+                (
+                    kind,
+                    bytes
+                        .iter()
+                        .fold(7, |sum: u64, &byte| sum.wrapping_mul(0x0100_0000_01B3) ^ u64::from(byte)),
+                )
+            })
+            .collect();
+        let want = [
+            (GgufType::F32, 0xa038215b2495ec44),
+            (GgufType::F16, 0x4bd96c4781a149fc),
+            (GgufType::BF16, 0x0ad2ab36f68e67c4),
+            (GgufType::Q4_0, 0x0297721ef8f4d684),
+            (GgufType::Q4_1, 0xccaa7bd6434369eb),
+            (GgufType::Q5_0, 0xf2c5d67dee27c83b),
+            (GgufType::Q5_1, 0x44244084825db66a),
+            (GgufType::Q8_0, 0xaf6071e1abd5b33d),
+            (GgufType::Q2_K, 0xc13362a48803da2d),
+            (GgufType::Q3_K, 0x7481b330511f7afe),
+            (GgufType::Q4_K, 0xdd4c2fe3f8acbb36),
+            (GgufType::Q5_K, 0xebae11d64e6f9a8c),
+            (GgufType::Q6_K, 0xa0be76a9474e3da3),
+        ];
+        assert_eq!(sums, want);
+    }
+}
