@@ -13,7 +13,8 @@ mod partition;
 mod percentiles;
 mod place;
 mod place_words;
-
+mod scheduler;
+mod session;
 mod telemetry;
 mod timers;
 
@@ -21,5 +22,7 @@ pub use clock::ClockOffset;
 pub use partition::partition;
 pub use percentiles::Percentiles;
 pub use place::{Goal, ModelShape, NodeCapacity, PlaceError, PlacedStage, Placement, place, place_for};
+pub use scheduler::{Action, ConfigError, Counters, Event, LapError, Scheduler, SchedulerConfig, StepPlan};
+pub use session::{FinishReason, OpenError, SessionError, SessionRequest};
 pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry};
 pub use timers::Timers;
