@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::blame::Blame;
-use crate::control_check::{CONTROL_BYTES_MAX, KINDS};
+use crate::control_check::{CONTROL_BYTES_MAX, KINDS, REASON_CHARS_MAX};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
 
@@ -216,6 +216,13 @@ pub struct Refused {
     pub blame: Blame,
     /// What happened, to what, and what to do; escape before printing.
     pub reason: String,
+}
+
+impl Refused {
+    /// A refusal that always fits: a longer reason is cut at [`REASON_CHARS_MAX`] characters.
+    pub fn new(blame: Blame, reason: &str) -> Self {
+        Self { blame, reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+    }
 }
 
 /// A heartbeat.

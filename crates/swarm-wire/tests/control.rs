@@ -280,3 +280,9 @@ fn fields_out_of_range_are_named() {
     assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
     assert_eq!(refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1 })), "bytes_done");
 }
+
+#[test]
+fn a_long_refusal_is_cut_and_sent() {
+    let refused = Refused::new(Blame::Us, &"é".repeat(10_000));
+    assert!(bytes(&Control::Refused(refused)).len() < CONTROL_BYTES_MAX);
+}

@@ -399,3 +399,60 @@ fn blame_bytes_round_trip() {
         assert_eq!(Blame::from_wire(blame.to_wire()), Some(blame));
     }
 }
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The layout other builds rely on. A change here is a change of the protocol's major number.
+#[test]
+fn the_bytes_are_the_documented_ones() {
+    let head = FrameHead { epoch: Epoch(2), lap: 5 };
+    let time = StageTime { received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
+    let segment = SegmentHead { session: SessionId(9), position: Position(3), tokens: 1, sample: true };
+    let hidden = Owned::Hidden(head, vec![segment], vec![time], vec![1.0, 2.0, -0.5]);
+    let trail = "01000000000000000200000000000000030000000000000004000000000000000500000000000000";
+    assert_eq!(
+        hex(&hidden.bytes()),
+        [
+            "0100010002000000050000000000000001000000",
+            "03000000",
+            trail,
+            "0900000000000000030000000100",
+            "0100",
+            "0000803f00000040000000bf",
+        ]
+        .concat()
+    );
+    let item =
+        TokenOut { session: SessionId(9), position: Position(4), token: 258, logits_hash: Some([7; 32]) };
+    assert_eq!(
+        hex(&Owned::Tokens(head, vec![item], vec![time]).bytes()),
+        [
+            "0500010002000000050000000000000001000000",
+            "00000000",
+            trail,
+            "0900000000000000040000000201000001",
+            &"07".repeat(32),
+        ]
+        .concat()
+    );
+    let open =
+        Owned::Open(Epoch(2), SessionId(9), Sampling { seed: 6, ..Sampling::default() }, vec![258], true);
+    assert_eq!(
+        hex(&open.bytes()),
+        "0201000002000000090000000000000000000000000000000000803f000000000000803f01000000060000000000000002010000"
+    );
+    assert_eq!(
+        hex(&Owned::Truncate(Epoch(2), SessionId(9), Position(3)).bytes()),
+        "0300000002000000090000000000000003000000"
+    );
+    assert_eq!(hex(&Owned::Close(Epoch(2), SessionId(9)).bytes()), "04000000020000000900000000000000");
+    let failed = Owned::Failed(Epoch(2), Some(SessionId(9)), Blame::Peer, NodeId([8; 32]), "no".into());
+    assert_eq!(
+        hex(&failed.bytes()),
+        ["06030100020000000900000000000000", &"08".repeat(32), "02006e6f"].concat()
+    );
+    let hello = DataHello { epoch: Epoch(2), kind: DataKind::Tokens, from: NodeId([8; 32]) };
+    assert_eq!(hex(&hello.encode()), ["53774f530200000002000000", &"08".repeat(32)].concat());
+}
