@@ -17,6 +17,8 @@ pub enum LoadError {
     Context { context: usize, max: usize },
     #[error("{model}: {source}")]
     Family { model: String, source: FamilyError },
+    #[error("{heads} query heads on {kv_heads} kv heads are not supported; at most {max} may share one")]
+    Group { heads: usize, kv_heads: usize, max: usize },
     #[error("RoPE scaling: {why}")]
     Rope { why: String },
     #[error("{name} is missing from {model}; the download may be incomplete")]
@@ -26,7 +28,7 @@ pub enum LoadError {
     #[error("{name} could not be packed")]
     Pack { name: String, source: ShapeError },
     #[error("{name} could not be read")]
-    Read { name: String, source: WeightsError },
+    Read { name: String, source: Box<WeightsError> },
 }
 
 /// Whose fault a failed step is. Policy reads only this.

@@ -20,13 +20,16 @@ impl RopeTable {
     /// Computes the table for positions `0..context`. Holds `4 * rotary_dim * context` bytes.
     ///
     /// # Errors
-    /// [`LoadError::Rope`] when the scaling gives a frequency that is not a finite number, or a
-    /// factor per frequency whose count is not `rotary_dim / 2`.
+    /// [`LoadError::Rope`] when the scaling gives a frequency that is not a finite number, when it has
+    /// a factor per frequency whose count is not `rotary_dim / 2`, or when memory does not suffice.
     pub fn new(config: &RopeConfig, context: usize) -> Result<Self, LoadError> {
         let (inv_freq, attention_factor) = inverse_frequencies(config)?;
         let half = inv_freq.len();
-        let mut cos = Vec::with_capacity(context.saturating_mul(half));
-        let mut sin = Vec::with_capacity(context.saturating_mul(half));
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        let len = context.saturating_mul(half);
+        if cos.try_reserve_exact(len).and_then(|()| sin.try_reserve_exact(len)).is_err() {
+            return Err(LoadError::Rope { why: format!("no memory for a table of {context} positions") });
+        }
         for position in 0..context {
             for freq in &inv_freq {
                 let angle = position as f64 * freq;
@@ -149,4 +152,117 @@ fn yarn(plain: &[f64], config: &RopeConfig) -> (Vec<f64>, f64) {
 
 fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * mscale * libm::log(factor) + 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn llama32() -> RopeConfig {
+        let scaling = RopeScaling::Llama3 {
+            factor: 32.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 8192,
+        };
+        RopeConfig { theta: 500_000.0, rotary_dim: 64, scaling }
+    }
+
+    fn qwen25_yarn() -> RopeConfig {
+        let scaling = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 32_768,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+            mscale: None,
+            mscale_all_dim: None,
+            truncate: true,
+        };
+        RopeConfig { theta: 1e6, rotary_dim: 128, scaling }
+    }
+
+    fn yarn_with_every_option() -> RopeConfig {
+        let scaling = RopeScaling::Yarn {
+            factor: 16.0,
+            original_max_position_embeddings: 1024,
+            beta_fast: 24.0,
+            beta_slow: 2.0,
+            attention_factor: None,
+            mscale: Some(0.8),
+            mscale_all_dim: Some(0.5),
+            truncate: false,
+        };
+        RopeConfig { theta: 1e4, rotary_dim: 64, scaling }
+    }
+
+    fn linear() -> RopeConfig {
+        RopeConfig { theta: 1e4, rotary_dim: 64, scaling: RopeScaling::Linear { factor: 4.0 } }
+    }
+
+    /// Every fourth frequency, and the factor on cos and sin, as transformers 5.23 computes them in f32.
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        #[rustfmt::skip]
+        let cases: [(RopeConfig, &[f64], f64); 4] = [
+            (llama32(), &[1.0, 0.19392276, 0.037606031, 0.0072926651, 0.00042955671, 8.5702559e-06, 1.6619674e-06,
+                3.2229329e-07], 1.0),
+            (qwen25_yarn(), &[1.0, 0.42169651, 0.17782794, 0.074989416, 0.031622779, 0.013335215, 0.0053753215,
+                0.0018482766, 0.00060294115, 0.00017984115, 4.4456985e-05, 1.8747356e-05, 7.9056936e-06,
+                3.3338035e-06, 1.4058534e-06, 5.9284343e-07], 1.138629436111989),
+            (yarn_with_every_option(), &[1.0, 0.31622776, 0.085397676, 0.013269541, 0.00062499999, 0.00019764237,
+                6.2500003e-05, 1.9764237e-05], 1.0730506862278348),
+            (linear(), &[0.25, 0.079056941, 0.025, 0.0079056947, 0.0024999999, 0.00079056947, 0.00025000001,
+                7.9056947e-05], 1.0),
+        ];
+        for (config, want, want_factor) in cases {
+            let (inv_freq, factor) = inverse_frequencies(&config).unwrap();
+            assert_eq!(inv_freq.len(), config.rotary_dim / 2);
+            assert!((factor - want_factor).abs() < 1e-12);
+            for (got, want) in inv_freq.iter().step_by(4).zip(want) {
+                assert!((got / want - 1.0).abs() < 2e-6, "{config:?}: {got:e} for {want:e}");
+            }
+        }
+    }
+
+    /// The bits of whole tables. A platform that computes another table would compute other tokens.
+    #[test]
+    fn tables_have_the_committed_digests() {
+        let digest = |config: &RopeConfig| {
+            let table = RopeTable::new(config, 4096).unwrap();
+            let mut hasher = blake3::Hasher::new();
+            for value in table.cos.iter().chain(&table.sin) {
+                hasher.update(&value.to_le_bytes());
+            }
+            hasher.finalize().to_hex()[..16].to_owned()
+        };
+        let plain = RopeConfig { scaling: RopeScaling::None, ..qwen25_yarn() };
+        let got = [plain, linear(), llama32(), qwen25_yarn(), yarn_with_every_option()].map(|c| digest(&c));
+        let want = [
+            "6b592113f18a5de7",
+            "e1bc75b7ad04a1df",
+            "6d95fdf0d3c118b9",
+            "b7d4718980ccafba",
+            "f67699ba6d87e501",
+        ];
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn the_first_row_turns_nothing_and_a_later_one_by_its_angle() {
+        let config = RopeConfig { theta: 1e4, rotary_dim: 4, scaling: RopeScaling::Factors(vec![1.0, 2.0]) };
+        let table = RopeTable::new(&config, 8).unwrap();
+        assert_eq!(table.at(0), (&[1.0, 1.0][..], &[0.0, 0.0][..]));
+        let (cos, sin) = table.at(7);
+        assert_eq!((cos[0], sin[0]), (7f64.cos() as f32, 7f64.sin() as f32));
+        assert_eq!((cos[1], sin[1]), (0.035f64.cos() as f32, 0.035f64.sin() as f32));
+    }
+
+    #[test]
+    fn factors_that_do_not_fit_are_refused() {
+        for factors in [vec![], vec![1.0; 3], vec![0.0, 1.0], vec![f32::NAN, 1.0]] {
+            let config = RopeConfig { theta: 1e4, rotary_dim: 4, scaling: RopeScaling::Factors(factors) };
+            assert!(RopeTable::new(&config, 8).is_err(), "{config:?}");
+        }
+    }
 }

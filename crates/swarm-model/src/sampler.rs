@@ -17,6 +17,8 @@ use crate::random::uniform_bits;
 const TEMPERATURE_MIN: f32 = 1e-6;
 /// The weight of the most likely token.
 const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
+/// Scaled logits below this weigh nothing: `2^40 * e^-28 < 1`. Most of a vocabulary ends here.
+const SCALED_MIN: f32 = -28.0;
 /// How many tokens are put in order first; most draws end among them.
 const SORT_FIRST: usize = 64;
 
@@ -102,14 +104,15 @@ pub fn sample(
         return Ok(best.id);
     }
 
+    let inverse_temperature = math::recip(sampling.temperature);
+    let scaled = |candidate: Candidate| (candidate.logit - best.logit) * inverse_temperature;
     candidates.clear();
-    candidates.extend(numbered(logits).filter(|candidate| !candidate.logit.is_nan()));
+    candidates.extend(numbered(logits).filter(|&candidate| scaled(candidate) > SCALED_MIN)); // never NaN
     let mut ranked = Ranked { candidates, sorted: 0 };
     ranked.keep_top_k(sampling.top_k);
 
-    let inverse_temperature = math::recip(sampling.temperature);
     let weight = |candidate: Candidate| {
-        let weight = math::exp((candidate.logit - best.logit) * inverse_temperature) * WEIGHT_ONE;
+        let weight = math::exp(scaled(candidate)) * WEIGHT_ONE;
         (weight as u64).min(WEIGHT_ONE as u64) // more only at a temperature that is out of range
     };
     let kept = ranked.kept_weight(sampling, weight);

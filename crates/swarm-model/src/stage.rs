@@ -4,20 +4,25 @@
 use std::ops::Range;
 
 use swarm_kernels::{Job, KvType, Matrix, Pool, matmul, rms_norm};
-use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM};
+use swarm_weights::{Checkpoint, ModelConfig};
 
 use crate::decoder::{DecoderLayer, Shape, Step, each_row};
-use crate::load::Loader;
+use crate::load::{self, Weights};
 use crate::rope::RopeTable;
 use crate::scratch::{Scratch, Widths};
 use crate::size::kv_layout;
 use crate::{KvLayout, LoadError, SessionKv, StepError, families};
+
+/// Query heads that may share a kv head; published models have up to 16.
+const HEADS_PER_KV_HEAD_MAX: usize = 64;
 
 /// How a stage is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
     /// Positions a session may have; the model's own maximum when `None`. The RoPE table is as long.
     pub context: Option<usize>,
+    /// Threads that read and pack; 0 and 1 both mean one.
+    pub threads: usize,
 }
 
 /// How far loading has come, in bytes of the file.
@@ -34,10 +39,7 @@ pub struct Stage {
     context: usize,
     shape: Shape,
     rope: RopeTable,
-    embed_tokens: Option<Matrix>, // [vocab, width], on the first stage, and on the tail when tied
-    decoder: Vec<DecoderLayer>,
-    norm: Option<Vec<f32>>,  // [width], on the tail
-    lm_head: Option<Matrix>, // [vocab, width], on the tail unless tied
+    weights: Weights,
 }
 
 /// Consecutive positions of one session in a step.
@@ -50,8 +52,8 @@ pub struct Segment<'a> {
 }
 
 impl Stage {
-    /// Reads and packs the tensors of `layers`, one at a time: memory peaks at the weights plus one
-    /// tensor. `progress` is called after each.
+    /// Reads and packs the tensors of `layers`, one at a time on each thread: memory peaks at the
+    /// weights plus one tensor a thread. `progress` is called after each, on the caller's thread.
     ///
     /// # Errors
     /// [`LoadError`]: a range that is no stage, a family or option that is not supported, a tensor
@@ -64,6 +66,7 @@ impl Stage {
     ) -> Result<Self, LoadError> {
         let config = checkpoint.config().clone();
         check_layers(&config, &layers)?;
+        check_group(&config)?;
         families::check(&config)
             .map_err(|source| LoadError::Family { model: checkpoint.name().to_owned(), source })?;
         let max = config.max_position_embeddings;
@@ -73,14 +76,7 @@ impl Stage {
         }
         let rope = RopeTable::new(&config.rope, context)?;
 
-        let (first, tail) = (layers.start == 0, layers.end == config.num_hidden_layers);
-        let tied = config.tie_word_embeddings;
-        let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let mut loader = Loader::new(checkpoint, layers.clone(), progress);
-        let embed_tokens = (first || tail && tied).then(|| loader.matrix(EMBED, vocab, width)).transpose()?;
-        let decoder = layers.clone().map(|layer| loader.decoder_layer(layer)).collect::<Result<_, _>>()?;
-        let norm = tail.then(|| loader.vector(NORM, width)).transpose()?;
-        let lm_head = (tail && !tied).then(|| loader.matrix(HEAD, vocab, width)).transpose()?;
+        let weights = load::load(checkpoint, layers.clone(), options.threads, progress)?;
         let shape = Shape {
             widths: Widths::of(&config),
             head_dim: config.head_dim,
@@ -89,7 +85,7 @@ impl Stage {
             // Division and square root of f64 are exact IEEE operations, the same everywhere.
             scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
         };
-        Ok(Self { config, layers, context, shape, rope, embed_tokens, decoder, norm, lm_head })
+        Ok(Self { config, layers, context, shape, rope, weights })
     }
 
     /// The configuration of the whole model.
@@ -119,20 +115,23 @@ impl Stage {
 
     /// The pages sessions on this stage need.
     pub fn kv_layout(&self, kv_type: KvType) -> KvLayout {
-        kv_layout(&self.config, self.decoder.len(), kv_type)
+        kv_layout(&self.config, self.weights.decoder.len(), kv_type)
     }
 
     /// Bytes the weights take in memory.
     pub fn weight_bytes(&self) -> usize {
-        let lookup_only =
-            if self.head().is_some() && self.lm_head.is_none() { None } else { self.embed_tokens.as_ref() };
+        let lookup_only = if self.head().is_some() && self.weights.lm_head.is_none() {
+            None
+        } else {
+            self.weights.embed_tokens.as_ref()
+        };
         self.bytes_per_token() + lookup_only.map_or(0, Matrix::bytes)
     }
 
     /// Weight bytes one decode step reads: all but an embedding that is only looked up in.
     pub fn bytes_per_token(&self) -> usize {
-        let layers: usize = self.decoder.iter().map(DecoderLayer::weight_bytes).sum();
-        let norm = self.norm.as_ref().map_or(0, |norm| size_of_val(norm.as_slice()));
+        let layers: usize = self.weights.decoder.iter().map(DecoderLayer::weight_bytes).sum();
+        let norm = self.weights.norm.as_ref().map_or(0, |norm| size_of_val(norm.as_slice()));
         layers + norm + self.head().map_or(0, Matrix::bytes)
     }
 
@@ -142,7 +141,7 @@ impl Stage {
     /// [`StepError::NotThisStage`] on any but the first stage, [`StepError::TokenOutsideVocab`],
     /// [`StepError::WidthMismatch`].
     pub fn embed(&self, ids: &[u32], hidden: &mut [f32]) -> Result<(), StepError> {
-        let embed_tokens = self.embed_tokens.as_ref().filter(|_| self.is_first());
+        let embed_tokens = self.weights.embed_tokens.as_ref().filter(|_| self.is_first());
         let embed_tokens = embed_tokens.ok_or_else(|| self.not_here("embedding"))?;
         let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
         want_len("the embedded rows", ids.len() * width, hidden.len())?;
@@ -179,10 +178,13 @@ impl Stage {
         scratch: &mut Scratch,
     ) -> Result<(), StepError> {
         self.admit(segments, hidden)?;
+        if segments.is_empty() {
+            return Ok(());
+        }
         reserve(segments)?;
         scratch.place_rows(segments);
         let mut step = Step { pool, shape: &self.shape, rope: &self.rope, segments };
-        for (index, layer) in self.decoder.iter().enumerate() {
+        for (index, layer) in self.weights.decoder.iter().enumerate() {
             layer.forward(index, &mut step, hidden, scratch);
         }
         for segment in step.segments {
@@ -204,13 +206,16 @@ impl Stage {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), StepError> {
-        let (Some(norm), Some(head)) = (&self.norm, self.head()) else {
+        let (Some(norm), Some(head)) = (&self.weights.norm, self.head()) else {
             return Err(self.not_here("head"));
         };
         let width = self.config.hidden_size;
         let n = rows.len() / width;
         want_len("the rows", n * width, rows.len())?;
         want_len("the logits", n * self.config.vocab_size, out.len())?;
+        if n == 0 {
+            return Ok(());
+        }
         let normed = scratch.floats.take(rows.len());
         each_row(pool, normed, width, |row, out| {
             rms_norm(&rows[row * width..][..width], norm, self.config.rms_norm_eps, out);
@@ -221,7 +226,7 @@ impl Stage {
 
     /// The matrix that gives logits: the tied embedding, or the head of its own.
     fn head(&self) -> Option<&Matrix> {
-        self.lm_head.as_ref().or(self.embed_tokens.as_ref()).filter(|_| self.is_tail())
+        self.weights.lm_head.as_ref().or(self.weights.embed_tokens.as_ref()).filter(|_| self.is_tail())
     }
 
     fn not_here(&self, what: &'static str) -> StepError {
@@ -258,6 +263,16 @@ pub(crate) fn check_layers(config: &ModelConfig, layers: &Range<usize>) -> Resul
         Ok(())
     } else {
         Err(LoadError::Layers { layers: layers.clone(), num_layers })
+    }
+}
+
+/// The attention kernel keeps one total per query head of a group in registers and has a limit.
+fn check_group(config: &ModelConfig) -> Result<(), LoadError> {
+    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+    if heads / kv_heads <= HEADS_PER_KV_HEAD_MAX {
+        Ok(())
+    } else {
+        Err(LoadError::Group { heads, kv_heads, max: HEADS_PER_KV_HEAD_MAX })
     }
 }
 

@@ -105,6 +105,22 @@ fn a_full_cache_refuses_the_whole_batch_and_the_step_succeeds_once_there_is_room
 }
 
 #[test]
+fn a_stage_and_its_sessions_may_move_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Stage>();
+    shared::<KvPool>();
+    sent::<SessionKv>();
+    sent::<Scratch>();
+}
+
+#[test]
+fn a_step_of_nothing_is_nothing() {
+    let bench = Bench::new();
+    assert_eq!(bench.run(vec![]), Ok(vec![]));
+}
+
+#[test]
 fn a_stage_does_only_its_own_part() {
     let bench = Bench::new();
     let opened = open_hf(&toy::spec("llama"), Storage::F32);
@@ -131,7 +147,7 @@ fn a_stage_does_only_its_own_part() {
 fn what_cannot_be_loaded_is_refused_by_name() {
     let opened = open_hf(&toy::spec("llama"), Storage::F32);
     let try_load = |layers, context| {
-        Stage::load(&opened.checkpoint, layers, &LoadOptions { context }, &mut |_| {}).err()
+        Stage::load(&opened.checkpoint, layers, &LoadOptions { context, threads: 2 }, &mut |_| {}).err()
     };
     for layers in [0..0, 2..2, 3..5, 5..6] {
         assert!(matches!(try_load(layers, None), Some(LoadError::Layers { num_layers: 4, .. })));

@@ -69,3 +69,65 @@ pub fn check(config: &ModelConfig) -> Result<(), FamilyError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use swarm_weights::{RopeConfig, RopeScaling};
+
+    use super::*;
+
+    /// A configuration of `family` with exactly the parts it needs.
+    fn plain(family: Family) -> ModelConfig {
+        ModelConfig {
+            family,
+            hidden_size: 64,
+            intermediate_size: 128,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            head_dim: 16,
+            vocab_size: 100,
+            rms_norm_eps: 1e-5,
+            rope: RopeConfig { theta: 1e4, rotary_dim: 16, scaling: RopeScaling::None },
+            max_position_embeddings: 512,
+            layer_windows: vec![None, None],
+            tie_word_embeddings: false,
+            attention_bias: family == Family::Qwen2,
+            o_proj_bias: false,
+            mlp_bias: false,
+            qk_norm: family == Family::Qwen3,
+        }
+    }
+
+    #[test]
+    fn each_family_takes_its_own_parts_and_refuses_the_others_by_name() {
+        type Change = fn(&mut ModelConfig);
+        let changes: [(&str, Change); 6] = [
+            ("biases on q_proj, k_proj and v_proj", |c| c.attention_bias = !c.attention_bias),
+            ("a bias on o_proj", |c| c.o_proj_bias = true),
+            ("biases in the MLP", |c| c.mlp_bias = true),
+            ("q_norm and k_norm", |c| c.qk_norm = !c.qk_norm),
+            ("a sliding window", |c| c.layer_windows[1] = Some(8)),
+            ("", |_| {}),
+        ];
+        let families = [
+            (Family::Llama, [true, true, true, false, true, true]),
+            (Family::Mistral, [false, false, false, false, true, true]),
+            (Family::Qwen2, [false, false, false, false, true, true]),
+            (Family::Qwen3, [true, true, false, false, true, true]),
+        ];
+        for (family, allowed) in families {
+            for ((part, change), allowed) in changes.iter().zip(allowed) {
+                let mut config = plain(family);
+                change(&mut config);
+                match check(&config) {
+                    Ok(()) => assert!(allowed, "{family:?} accepted a change of {part}"),
+                    Err(error) => {
+                        assert!(!allowed, "{family:?}: {error}");
+                        assert!(error.to_string().contains(part), "{error}");
+                    }
+                }
+            }
+        }
+    }
+}
