@@ -24,6 +24,8 @@ pub const PRESETS: [(&str, &str); 3] = [
 pub enum ResolveError {
     #[error("{model:?} is neither a path that exists, nor a preset ({presets}), nor a repository id (organisation/name)", presets = preset_names())]
     Unknown { model: String },
+    #[error("there is no file or folder {path:?}")]
+    NoSuchPath { path: String },
     #[error("no model {model:?} on this computer; looked for {}; download it there, or give the path of a folder or of a .gguf file", looked.join(", "))]
     NotFound { model: String, looked: Vec<String> },
     #[error("{model:?} could be any of {}; give the path of one", found.join(", "))]
@@ -97,11 +99,13 @@ impl Places {
 
     fn resolve(&self, model: &str) -> Result<PathBuf, ResolveError> {
         let path = Path::new(model);
-        let bare = path.components().count() == 1 && !is_gguf(path);
-        if !model.is_empty() && path.exists() && (!bare || looks_like_a_model(path)) {
+        let preset = PRESETS.iter().find(|(name, _)| *name == model);
+        if !model.is_empty() && path.exists() && (preset.is_none() || looks_like_a_model(path)) {
             return Ok(path.to_owned());
         }
-        let preset = PRESETS.iter().find(|(name, _)| *name == model);
+        if is_written_as_path(model) || (is_gguf(path) && model.contains('/')) {
+            return Err(ResolveError::NoSuchPath { path: model.to_owned() });
+        }
         let id = preset.map_or(model, |(_, id)| *id);
         let Some((organisation, name)) = split_repo_id(id) else {
             return self.own_name(model);
@@ -246,6 +250,12 @@ fn main_snapshot(repo: &Path) -> Option<PathBuf> {
     looks_like_a_model(&snapshot).then_some(snapshot)
 }
 
+/// `./x`, `../x`, `/x`, `~/x`, `C:\x`: never a name.
+fn is_written_as_path(model: &str) -> bool {
+    let path = Path::new(model);
+    path.is_absolute() || model.starts_with(['.', '~', '/']) || model.contains('\\')
+}
+
 /// A repository id is `organisation/name`, both plain.
 fn split_repo_id(id: &str) -> Option<(&str, &str)> {
     let (organisation, name) = id.split_once('/')?;
@@ -263,4 +273,149 @@ fn is_plain(name: &str) -> bool {
         && !name.ends_with(ends)
         && !name.contains("..")
         && !name.contains("--")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    struct Room {
+        folder: tempfile::TempDir,
+        places: Places,
+    }
+
+    impl Room {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let places = Places { hub: folder.path().join("hub"), models: folder.path().join("models") };
+            Self { folder, places }
+        }
+
+        /// Writes an empty file, with its folders.
+        fn touch(&self, path: impl AsRef<Path>) -> PathBuf {
+            let path = self.folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, b"12345").unwrap();
+            path
+        }
+
+        fn snapshot(&self, repo: &str, files: &[&str]) -> PathBuf {
+            let refs = self.touch(format!("hub/models--{repo}/refs/main"));
+            std::fs::write(refs, format!("{COMMIT}\n")).unwrap();
+            let snapshot = format!("hub/models--{repo}/snapshots/{COMMIT}");
+            files.iter().for_each(|file| drop(self.touch(format!("{snapshot}/{file}"))));
+            self.folder.path().join(snapshot)
+        }
+
+        fn error(&self, model: &str) -> String {
+            self.places.resolve(model).unwrap_err().to_string()
+        }
+    }
+
+    #[test]
+    fn folders_follow_the_environment() {
+        let places = |set: &[(&str, &str)]| {
+            let env = |key: &str| set.iter().find(|(k, _)| *k == key).map(|(_, v)| OsString::from(v));
+            let places = Places::from_env(&env);
+            (places.hub, places.models)
+        };
+        let own = if cfg!(target_os = "macos") {
+            "/h/Library/Caches"
+        } else if cfg!(windows) {
+            "/h/AppData/Local"
+        } else {
+            "/h/.cache"
+        };
+        let path = PathBuf::from;
+        let models = Path::new(own).join("swarm-os").join("models");
+        assert_eq!(places(&[("HOME", "/h")]), (path("/h/.cache/huggingface/hub"), models));
+        let set = [("HOME", "/h"), ("HF_HOME", "/x"), ("SWARM_OS_MODELS", "/m")];
+        assert_eq!(places(&set), (path("/x/hub"), path("/m")));
+        let set = [("HF_HUB_CACHE", "/c"), ("HF_HOME", "/x"), ("SWARM_OS_MODELS", "/m"), ("HOME", "")];
+        assert_eq!(places(&set), (path("/c"), path("/m")));
+    }
+
+    #[test]
+    fn presets_and_ids_find_a_complete_snapshot() {
+        let room = Room::new();
+        let text = room.error("smol");
+        assert!(text.contains("models--HuggingFaceTB--SmolLM2-135M-Instruct"), "{text}");
+        assert!(text.contains("SmolLM2-135M-Instruct*.gguf") && text.contains("give the path"), "{text}");
+        let repo = "HuggingFaceTB--SmolLM2-135M-Instruct";
+        let snapshot = room.snapshot(repo, &["config.json", "model.safetensors.index.json"]);
+        assert!(room.places.resolve("smol").is_err(), "the index is not an index");
+        let index = r#"{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#;
+        std::fs::write(snapshot.join(INDEX_FILE), index).unwrap();
+        room.snapshot(repo, &["a.safetensors"]);
+        assert!(room.places.resolve("smol").is_err(), "b.safetensors is missing");
+        room.snapshot(repo, &["b.safetensors"]);
+        assert_eq!(room.places.resolve("smol").unwrap(), snapshot);
+        assert_eq!(room.places.resolve("HuggingFaceTB/SmolLM2-135M-Instruct").unwrap(), snapshot);
+        let listed = room.places.list();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].name.as_str(), listed[0].bytes), ("HuggingFaceTB/SmolLM2-135M-Instruct", 10));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_a_blob_that_is_not_there_yet_is_not_complete() {
+        let room = Room::new();
+        let snapshot = room.snapshot("a--b", &["config.json"]);
+        std::os::unix::fs::symlink("../../blobs/x", snapshot.join(SINGLE_FILE)).unwrap();
+        assert!(room.places.resolve("a/b").is_err());
+        room.touch("hub/models--a--b/blobs/x");
+        assert_eq!(room.places.resolve("a/b").unwrap(), snapshot);
+    }
+
+    #[test]
+    fn the_models_folder_holds_folders_and_files() {
+        let room = Room::new();
+        let file = room.touch("models/smollm2-135m-instruct.Q4_1.gguf");
+        room.touch("models/SmolLM2-135M-Instruct2.gguf");
+        assert_eq!(room.places.resolve("smol").unwrap(), file);
+        assert_eq!(room.places.resolve("smollm2-135m-instruct.Q4_1").unwrap(), file);
+        assert_eq!(room.places.resolve("smollm2-135m-instruct.Q4_1.gguf").unwrap(), file);
+        room.touch("models/SmolLM2-135M-Instruct-Q8_0.gguf");
+        let text = room.error("smol");
+        assert!(text.contains("Q4_1") && text.contains("Q8_0") && !text.contains("Instruct2"), "{text}");
+        let folder = room.touch("models/Qwen--Qwen2.5-1.5B-Instruct/config.json");
+        assert!(room.places.resolve("qwen").is_err(), "no weights yet");
+        room.touch("models/Qwen--Qwen2.5-1.5B-Instruct/model.safetensors");
+        assert_eq!(room.places.resolve("qwen").unwrap(), folder.parent().unwrap());
+        let names: Vec<String> = room.places.list().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert!(names.contains(&"Qwen/Qwen2.5-1.5B-Instruct".to_owned()), "{names:?}");
+    }
+
+    #[test]
+    fn a_path_is_a_path() {
+        let room = Room::new();
+        let file = room.touch("some where/x.gguf");
+        assert_eq!(room.places.resolve(file.to_str().unwrap()).unwrap(), file);
+        assert_eq!(room.places.resolve(room.folder.path().to_str().unwrap()).unwrap(), room.folder.path());
+        for absent in ["./absent", "/absent/x", "~/x", "models/x.gguf", "../up"] {
+            assert!(room.error(absent).contains("there is no file or folder"), "{absent}");
+        }
+    }
+
+    #[test]
+    fn names_cannot_leave_their_folder() {
+        let room = Room::new();
+        room.touch("secret/config.json");
+        room.touch("secret/model.safetensors");
+        for bad in [
+            "", "a/..", "x/../y", "a/b/c", "a--b/c", "a/b--c", "a/-b", "a b/c", "a/b\n", "a/\u{e9}", "-",
+            "a:b",
+        ] {
+            let error = room.places.resolve(bad).unwrap_err();
+            assert!(matches!(error, ResolveError::Unknown { .. }), "{bad:?}: {error}");
+        }
+        let refs = room.touch("hub/models--a--b/refs/main");
+        for bad in ["../../../secret", "..", "", "a/b"] {
+            std::fs::write(&refs, bad).unwrap();
+            assert!(room.places.resolve("a/b").is_err(), "{bad:?}");
+        }
+    }
 }

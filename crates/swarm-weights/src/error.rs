@@ -26,19 +26,19 @@ pub enum WeightsError {
     #[error("{file} is damaged: {why}")]
     Index { file: String, why: String },
     #[error(
-        "{model} has no tensor {name}; the download is incomplete or the configuration is another model's"
+        "{model} has no tensor {name:?}; the download is incomplete or the configuration is another model's"
     )]
     MissingTensor { model: String, name: String },
     #[error(
-        "tensor {name} of {model} is not part of a {family} model as its configuration describes it; running without it would change the result"
+        "tensor {name:?} of {model} is not part of a {family} model as its configuration describes it; running without it would change the result"
     )]
     UnexpectedTensor { model: String, name: String, family: &'static str },
-    #[error("tensor {name} has shape {got:?}, the configuration asks for {want:?}")]
+    #[error("tensor {name:?} has shape {got:?}, the configuration asks for {want:?}")]
     Shape { name: String, want: Vec<u64>, got: Vec<u64> },
-    #[error("tensor {name} has type {dtype}, which is not supported{hint}")]
+    #[error("tensor {name:?} has type {dtype:?}, which is not supported{hint}")]
     Dtype { name: String, dtype: String, hint: &'static str },
-    #[error("tensor {name} of {bytes} bytes does not fit into memory")]
+    #[error("tensor {name:?} of {bytes} bytes does not fit into memory")]
     OutOfMemory { name: String, bytes: u64 },
-    #[error("there is no tensor named {name} in {model}")]
+    #[error("there is no tensor named {name:?} in {model}")]
     NoSuchTensor { model: String, name: String },
 }

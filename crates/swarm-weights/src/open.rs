@@ -25,6 +25,12 @@ const ROPE_FACTORS: &str = "rope_freqs.weight";
 pub(crate) fn parts(path: &Path, opener: &Opener<'_>) -> Result<Parts, WeightsError> {
     let open = |source| SourceError::Open { name: path.display().to_string(), source };
     if !std::fs::metadata(path).map_err(open)?.is_dir() {
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            return not_a_model(
+                path,
+                format!("one safetensors file lacks its {CONFIG_FILE}; give the folder"),
+            );
+        }
         return gguf_parts(path, opener);
     }
     if path.join(CONFIG_FILE).exists() {

@@ -15,7 +15,7 @@ use crate::source::Source;
 /// The reference implementation's limit.
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// The largest published mixtures of experts have some 100,000, over many files.
-const TENSORS_MAX: usize = 1 << 18;
+pub(crate) const TENSORS_MAX: usize = 1 << 18;
 const DIMENSIONS_MAX: usize = 8;
 
 /// What makes a file malformed. The file's name is added by [`WeightsError::Safetensors`].
@@ -32,12 +32,12 @@ pub enum SafetensorsError {
     NotAnObject,
     #[error("its header is not the JSON that was expected")]
     Json(#[from] serde_json::Error),
-    #[error("tensor {name} has the unknown type {dtype}")]
+    #[error("tensor {name:?} has the unknown type {dtype:?}")]
     UnknownDtype { name: String, dtype: String },
-    #[error("tensor {name} of type {dtype} and shape {shape:?} cannot span bytes {start} to {end}")]
+    #[error("tensor {name:?} of type {dtype:?} and shape {shape:?} cannot span bytes {start} to {end}")]
     Size { name: String, dtype: String, shape: Vec<u64>, start: u64, end: u64 },
     #[error(
-        "tensor {name} starts at byte {start} of the data, the one before ends at {previous_end}: a hole or an overlap"
+        "tensor {name:?} starts at byte {start} of the data, the one before ends at {previous_end}: a hole or an overlap"
     )]
     Gap { name: String, start: u64, previous_end: u64 },
     #[error("its tensors take {want} bytes, the file has {got} after its header; fetch it again")]

@@ -15,6 +15,7 @@ use crate::source::Source;
 
 pub(crate) use config::{MetadataError, config_from, eos_token_ids};
 pub(crate) use names::hf_name;
+use parse::Contents;
 pub use parse::{HEADER_BYTES_MAX, Parsed, parse};
 pub use vocab::GgufVocab;
 
@@ -25,7 +26,7 @@ const FIRST_READ_BYTES: u64 = 256 << 10;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
-    #[error("it starts with {got:?} instead of \"GGUF\"")]
+    #[error("it starts with \"{}\" instead of \"GGUF\"", got.escape_ascii())]
     Magic { got: [u8; 4] },
     #[error("it is a big-endian file; convert it to little-endian")]
     BigEndian,
@@ -45,37 +46,37 @@ pub enum GgufError {
     TooLong { what: &'static str, len: u64, max: u64 },
     #[error("{what} is not valid UTF-8")]
     NotUtf8 { what: String },
-    #[error("{what} {name} occurs twice")]
+    #[error("{what} {name:?} occurs twice")]
     Duplicate { what: &'static str, name: String },
-    #[error("{key} has the unknown value type {kind}")]
+    #[error("{key:?} has the unknown value type {kind}")]
     ValueType { key: String, kind: u32 },
-    #[error("{key} is an array of arrays, which is not read")]
+    #[error("{key:?} is an array of arrays, which is not read")]
     NestedArray { key: String },
-    #[error("{key} is a boolean with the value {got}")]
+    #[error("{key:?} is a boolean with the value {got}")]
     Bool { key: String, got: u8 },
     #[error("general.alignment is {got}; a power of two up to 1048576 is needed")]
     Alignment { got: String },
-    #[error("tensor {tensor} has {got} dimensions; 1 to {max} are possible")]
+    #[error("tensor {tensor:?} has {got} dimensions; 1 to {max} are possible")]
     Dimensions { tensor: String, got: u32, max: u32 },
     #[error(
-        "tensor {tensor} has type {kind} ({known_as}), which is not supported; use a file with F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K"
+        "tensor {tensor:?} has type {kind} ({known_as}), which is not supported; use a file with F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 or Q2_K to Q6_K"
     )]
     TensorType { tensor: String, kind: u32, known_as: &'static str },
-    #[error("tensor {tensor} of type {dtype} cannot have dimensions {dims:?}")]
+    #[error("tensor {tensor:?} of type {dtype} cannot have dimensions {dims:?}")]
     TensorSize { tensor: String, dims: Vec<u64>, dtype: &'static str },
     #[error(
-        "tensor {tensor} starts at offset {offset}, which is not a multiple of the alignment {alignment}"
+        "tensor {tensor:?} starts at offset {offset}, which is not a multiple of the alignment {alignment}"
     )]
     Misaligned { tensor: String, offset: u64, alignment: u64 },
     #[error(
-        "tensor {tensor} ({bytes} bytes at offset {offset} of the data) lies outside the file of {file_len} bytes; fetch it again"
+        "tensor {tensor:?} ({bytes} bytes at offset {offset} of the data) lies outside the file of {file_len} bytes; fetch it again"
     )]
     OutsideFile { tensor: String, offset: u64, bytes: u64, file_len: u64 },
-    #[error("tensors {first} and {second} overlap")]
+    #[error("tensors {first:?} and {second:?} overlap")]
     Overlap { first: String, second: String },
-    #[error("{key} is {got}, not {want}")]
+    #[error("{key:?} is {got}, not {want}")]
     Type { key: String, want: &'static str, got: &'static str },
-    #[error("{key} has {count} elements, more than the {max} that are accepted")]
+    #[error("{key:?} has {count} elements, more than the {max} that are accepted")]
     ArrayLen { key: String, count: u64, max: u64 },
 }
 
@@ -187,9 +188,14 @@ impl GgufHeader {
             let len = want.max(have.saturating_mul(2)).min(HEADER_BYTES_MAX).min(file_len);
             prefix.resize(len as usize, 0); // at most HEADER_BYTES_MAX
             source.read_at(have, prefix.get_mut(have as usize..).unwrap_or_default())?;
-            match parse(&prefix, file_len) {
-                Ok(Parsed::Done(header)) => return Ok(header),
-                Ok(Parsed::Need(bytes)) => want = bytes,
+            match parse::contents(&prefix, file_len) {
+                Ok(Contents::Need(bytes)) => want = bytes,
+                Ok(Contents::Done { header_len, mut header }) => {
+                    prefix.truncate(header_len);
+                    prefix.shrink_to_fit();
+                    header.bytes = prefix;
+                    return Ok(header);
+                }
                 Err(error) => {
                     return Err(WeightsError::Gguf { file: source.name().to_owned(), source: error });
                 }

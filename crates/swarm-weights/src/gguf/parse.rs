@@ -48,9 +48,27 @@ pub enum Parsed {
 /// # Errors
 /// [`GgufError`] as soon as the prefix cannot belong to a sound file of that length.
 pub fn parse(prefix: &[u8], file_len: u64) -> Result<Parsed, GgufError> {
-    match header(&mut Cursor { bytes: prefix, at: 0, file_len }) {
-        Ok(header) => Ok(Parsed::Done(header)),
-        Err(Stop::Need(bytes)) => Ok(Parsed::Need(bytes)),
+    Ok(match contents(prefix, file_len)? {
+        Contents::Need(bytes) => Parsed::Need(bytes),
+        Contents::Done { header_len, mut header } => {
+            header.bytes = prefix.get(..header_len).unwrap_or_default().to_vec();
+            Parsed::Done(header)
+        }
+    })
+}
+
+/// [`Parsed`] for a caller that owns the prefix: the header comes without its bytes, the first
+/// `header_len` of the prefix, so that nothing is copied.
+pub(super) enum Contents {
+    Need(u64),
+    Done { header_len: usize, header: GgufHeader },
+}
+
+pub(super) fn contents(prefix: &[u8], file_len: u64) -> Result<Contents, GgufError> {
+    let mut cursor = Cursor { bytes: prefix, at: 0, file_len };
+    match header(&mut cursor) {
+        Ok(header) => Ok(Contents::Done { header_len: cursor.at, header }),
+        Err(Stop::Need(bytes)) => Ok(Contents::Need(bytes)),
         Err(Stop::Bad(error)) => Err(error),
     }
 }
@@ -161,11 +179,9 @@ fn header(cursor: &mut Cursor<'_>) -> Result<GgufHeader, Stop> {
             return Err(GgufError::Duplicate { what: "tensor", name }.into());
         }
     }
-    let header_len = cursor.at;
-    let data_start = (header_len as u64).next_multiple_of(alignment); // both far below 2^63
+    let data_start = (cursor.at as u64).next_multiple_of(alignment); // both far below 2^63
     place(&mut tensors, data_start, cursor.file_len)?;
-    let bytes = cursor.bytes.get(..header_len).unwrap_or_default().to_vec();
-    Ok(GgufHeader { bytes, version, metadata, tensors })
+    Ok(GgufHeader { bytes: Vec::new(), version, metadata, tensors })
 }
 
 fn metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, Value>, Stop> {

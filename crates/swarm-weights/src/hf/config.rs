@@ -175,15 +175,14 @@ fn layer_windows(
     match family {
         Family::Llama => {
             // The class knows no window; a configuration that asks for one means another model.
-            if config.value("sliding_window").is_some_and(|value| !is_off(value)) {
-                let what = format!("sliding_window {} in a llama model", window.unwrap_or(0));
+            let off = config.bool("use_sliding_window")? == Some(false);
+            if let Some(window) = config.value("sliding_window").filter(|value| !off && !is_off(value)) {
+                let what = format!("sliding_window {} in a llama model", short(window));
                 return Err(ConfigError::Unsupported { what, supported: "full attention" });
             }
-            explicit(config, layers, None).map(|explicit| explicit.unwrap_or(vec![None; layers]))
+            uniform(config, layers, None)
         }
-        Family::Mistral => {
-            explicit(config, layers, window).map(|explicit| explicit.unwrap_or(vec![window; layers]))
-        }
+        Family::Mistral => uniform(config, layers, window),
         Family::Qwen2 | Family::Qwen3 => {
             let on = config.bool("use_sliding_window")?.unwrap_or(false);
             let window = window.filter(|_| on);
@@ -191,6 +190,22 @@ fn layer_windows(
             let by_depth = || (0..layers).map(|layer| window.filter(|_| layer >= from)).collect();
             explicit(config, layers, window).map(|explicit| explicit.unwrap_or_else(by_depth))
         }
+    }
+}
+
+/// One kind of attention in all layers. The class ignores `layer_types`, so it must not disagree.
+fn uniform(
+    config: Object<'_>,
+    layers: usize,
+    window: Option<usize>,
+) -> Result<Vec<Option<usize>>, ConfigError> {
+    let windows = vec![window; layers];
+    match explicit(config, layers, window)? {
+        Some(explicit) if explicit != windows => Err(ConfigError::Unsupported {
+            what: "layer_types that differ between layers or from sliding_window".into(),
+            supported: "one kind for all layers of llama and mistral models",
+        }),
+        _ => Ok(windows),
     }
 }
 

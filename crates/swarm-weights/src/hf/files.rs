@@ -9,9 +9,9 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-use super::CONFIG_BYTES_MAX;
+use super::SMALL_BYTES_MAX;
 use crate::error::WeightsError;
-use crate::safetensors::insert_new;
+use crate::safetensors::{TENSORS_MAX, insert_new};
 use crate::source::SourceError;
 use crate::tokenizer::TokenizerFiles;
 
@@ -77,6 +77,9 @@ impl<'de> Deserialize<'de> for WeightMap {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WeightMap, A::Error> {
                 let mut out = BTreeMap::new();
                 while let Some((name, file)) = map.next_entry::<String, String>()? {
+                    if out.len() == TENSORS_MAX {
+                        return Err(A::Error::custom(format!("more than {TENSORS_MAX} tensors")));
+                    }
                     if let Some(name) = insert_new(&mut out, name, file) {
                         return Err(A::Error::custom(format!("tensor {name:?} occurs twice")));
                     }
@@ -90,7 +93,7 @@ impl<'de> Deserialize<'de> for WeightMap {
 
 /// The tokenizer's files in `folder`, unparsed.
 pub(crate) fn read_tokenizer(folder: &Path) -> Result<TokenizerFiles, WeightsError> {
-    let small = |name: &str| read_optional(&folder.join(name), CONFIG_BYTES_MAX);
+    let small = |name: &str| read_optional(&folder.join(name), SMALL_BYTES_MAX);
     let Some(tokenizer_json) = read_optional(&folder.join("tokenizer.json"), TOKENIZER_BYTES_MAX)? else {
         let other = if folder.join("tokenizer.model").exists() {
             "; its tokenizer.model must be converted to tokenizer.json first"
@@ -113,14 +116,14 @@ pub(crate) fn read_tokenizer(folder: &Path) -> Result<TokenizerFiles, WeightsErr
 /// `tokenizer_config.json` comes after both, and is left there.
 fn chat_template(folder: &Path) -> Result<Option<String>, WeightsError> {
     let jinja = folder.join("chat_template.jinja");
-    if let Some(bytes) = read_optional(&jinja, CONFIG_BYTES_MAX)? {
+    if let Some(bytes) = read_optional(&jinja, SMALL_BYTES_MAX)? {
         return String::from_utf8(bytes).map(Some).map_err(|_| WeightsError::Index {
             file: jinja.display().to_string(),
             why: "it is not UTF-8".into(),
         });
     }
     let json = folder.join("chat_template.json");
-    let Some(bytes) = read_optional(&json, CONFIG_BYTES_MAX)? else { return Ok(None) };
+    let Some(bytes) = read_optional(&json, SMALL_BYTES_MAX)? else { return Ok(None) };
     let value: serde_json::Value = serde_json::from_slice(&bytes)
         .map_err(|source| WeightsError::Json { file: json.display().to_string(), source })?;
     Ok(value.get("chat_template").and_then(serde_json::Value::as_str).map(str::to_owned))

@@ -55,6 +55,20 @@ impl<'a> Object<'a> {
         strings.map(Some).ok_or_else(|| type_error(key, "a list of strings", value))
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// The first key whose value is itself an object.
+    pub fn first_object_key(&self) -> Option<&'a str> {
+        self.map.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
+    }
+
+    /// The key is there, with the value `null`.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(serde_json::Value::is_null)
+    }
+
     pub fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
         self.size(key)?.ok_or_else(|| ConfigError::Missing { key: key.to_owned() })
     }
@@ -68,29 +82,11 @@ pub(crate) fn type_error(key: &str, want: &'static str, got: &Value) -> ConfigEr
     ConfigError::Type { key: key.to_owned(), want, got: short(got) }
 }
 
-/// A value for an error message, cut to a line.
+/// A value for an error message, cut to a line. A file may say anything: control characters go.
 pub(crate) fn short(value: &Value) -> String {
-    let text = value.to_string();
+    let text = value.to_string().replace(char::is_control, "?");
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text,
-    }
-}
-
-impl<'a> Object<'a> {
-    pub fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
-    /// The first key whose value is itself an object.
-    pub fn first_object_key(&self) -> Option<&'a str> {
-        self.map.iter().find(|(_, value)| value.is_object()).map(|(key, _)| key.as_str())
-    }
-}
-
-impl Object<'_> {
-    /// The key is there, with the value `null`.
-    pub fn is_null(&self, key: &str) -> bool {
-        self.map.get(key).is_some_and(serde_json::Value::is_null)
     }
 }

@@ -5,10 +5,14 @@ mod config;
 mod files;
 mod json;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use config::{config_from, token_ids};
 pub(crate) use files::{read_index, read_optional, read_tokenizer};
 pub(crate) use json::Object;
 
-/// `config.json` and its like are kilobytes.
-pub(crate) const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// `config.json` is kilobytes. Parsed JSON can take some 30 times its text, hence the tighter limit.
+pub(crate) const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Files that are kept as they are: the largest published `tokenizer_config.json` has 1.2 MB.
+const SMALL_BYTES_MAX: u64 = 8 << 20;
