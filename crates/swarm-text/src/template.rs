@@ -31,6 +31,8 @@ const FUEL: u64 = 3_000_000;
 /// Last line of defence: fuel ends far earlier.
 const RENDER_LIMIT: Duration = Duration::from_secs(10);
 const NAME: &str = "chat";
+/// The variable that carries the time.
+const NOW: &str = "__now";
 
 /// A compiled chat template. Cloning is cheap; it may be used from any thread.
 #[derive(Clone)]
@@ -119,8 +121,7 @@ impl ChatTemplate {
         }
         let environment = Arc::clone(&self.environment);
         let context = self.context(messages, options);
-        let now = Now(options.now);
-        bounded("render the chat template", RENDER_LIMIT, move || render(&environment, context, now))?
+        bounded("render the chat template", RENDER_LIMIT, move || render(&environment, context))?
     }
 
     /// The variables that Hugging Face gives a template.
@@ -139,7 +140,9 @@ impl ChatTemplate {
             }
         }
         let further = options.variables.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value))));
-        variables.into_iter().chain(further).collect()
+        // Last, so that no variable can stand in for it.
+        let now = (NOW.to_owned(), Value::from_object(Now(options.now)));
+        Value::from_pairs(variables.into_iter().chain(further).chain([now]))
     }
 }
 
@@ -168,11 +171,9 @@ fn environment(source: String) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-fn render(environment: &Environment<'_>, context: Value, now: Now) -> Result<String, TextError> {
+fn render(environment: &Environment<'_>, context: Value) -> Result<String, TextError> {
     let template = environment.get_template(NAME).map_err(|error| failure(&error))?;
     let mut output = Capped { bytes: Vec::new(), full: false };
-    let context =
-        minijinja::value::merge_maps([context, minijinja::context! { __now => Value::from_object(now) }]);
     let rendered = template.render_captured_to(context, &mut output).map(drop);
     if output.full {
         return Err(TextError::TemplateLimit { why: format!("writes more than {TEXT_BYTES_MAX} bytes") });
@@ -210,7 +211,7 @@ struct Now(SystemTime);
 impl minijinja::value::Object for Now {}
 
 fn strftime_now(state: &mut minijinja::State, format: &str) -> Result<String, Error> {
-    let now = state.lookup("__now");
+    let now = state.lookup(NOW);
     let now = now.as_ref().and_then(|value| value.downcast_object_ref::<Now>());
     let Some(Now(now)) = now else {
         return Err(Error::new(ErrorKind::InvalidOperation, "the time is not available here"));
