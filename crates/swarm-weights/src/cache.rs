@@ -92,7 +92,9 @@ impl Places {
         };
         let hf_home = folder("HF_HOME").unwrap_or_else(|| dot_cache.join("huggingface"));
         Self {
-            hub: folder("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub")),
+            hub: folder("HF_HUB_CACHE")
+                .or_else(|| folder("HUGGINGFACE_HUB_CACHE")) // the variable's older name
+                .unwrap_or_else(|| hf_home.join("hub")),
             models: folder("SWARM_OS_MODELS").unwrap_or_else(|| own_cache.join("swarm-os").join("models")),
         }
     }

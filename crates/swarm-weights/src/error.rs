@@ -23,8 +23,8 @@ pub enum WeightsError {
     Config { file: String, source: ConfigError },
     #[error("{file} is not valid JSON")]
     Json { file: String, source: serde_json::Error },
-    #[error("{file} is damaged: {why}")]
-    Index { file: String, why: String },
+    #[error("{file} cannot be used: {why}")]
+    File { file: String, why: String },
     #[error(
         "{model} has no tensor {name:?}; the download is incomplete or the configuration is another model's"
     )]

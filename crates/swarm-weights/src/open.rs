@@ -215,7 +215,7 @@ fn safetensors(folder: &Path, opener: &Opener<'_>) -> Result<Safetensors, Weight
         });
         let Some((name, tensor)) = entry else {
             let why = format!("it says that {name} is in {shard}, which does not have it");
-            return Err(WeightsError::Index { file: index_path.display().to_string(), why });
+            return Err(WeightsError::File { file: index_path.display().to_string(), why });
         };
         raw.insert(name, tensor);
     }

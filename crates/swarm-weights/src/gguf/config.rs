@@ -7,15 +7,14 @@ use std::collections::BTreeMap;
 
 use super::{GgufError, GgufHeader, Value};
 use crate::config::{ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
-use crate::layout::RawTensor;
+use crate::layout::{self, RawTensor};
 
 /// Keys read below, without the architecture's prefix.
-const READ: [&str; 22] = [
+const READ: [&str; 21] = [
     "block_count",
     "context_length",
     "embedding_length",
     "feed_forward_length",
-    "vocab_size",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -35,9 +34,15 @@ const READ: [&str; 22] = [
     "rope.scaling.yarn_beta_slow",
 ];
 
-/// Keys without effect on the forward pass of these architectures.
-const WITHOUT_EFFECT: [&str; 4] =
-    ["rope.scaling.finetuned", "attention.layer_norm_epsilon", "pooling_type", "decoder_start_token_id"];
+/// Keys without effect on the forward pass of these architectures. The vocabulary's size is the
+/// embedding's; some fine-tunes added tokens and left `vocab_size` as it was.
+const WITHOUT_EFFECT: [&str; 5] = [
+    "vocab_size",
+    "rope.scaling.finetuned",
+    "attention.layer_norm_epsilon",
+    "pooling_type",
+    "decoder_start_token_id",
+];
 
 /// Why metadata did not make a configuration: the file is malformed, or the model is not ours.
 #[derive(Debug)]
@@ -179,12 +184,12 @@ pub fn config_from(
         num_attention_heads,
         num_key_value_heads: metadata.size("attention.head_count_kv")?.unwrap_or(num_attention_heads),
         head_dim,
-        vocab_size: vocab_size(&metadata, tensors)?,
+        vocab_size: vocab_size(header, tensors)?,
         rms_norm_eps: eps as f32,
         rope: rope(&metadata, head_dim, max_position_embeddings, rope_factors)?,
         max_position_embeddings,
         layer_windows: vec![window; num_hidden_layers.min(1 << 16)], // validate() knows the real limit
-        tie_word_embeddings: !has("lm_head.weight"),
+        tie_word_embeddings: !has(layout::HEAD),
         attention_bias: family == Family::Qwen2 || has("model.layers.0.self_attn.q_proj.bias"),
         o_proj_bias: has("model.layers.0.self_attn.o_proj.bias"),
         mlp_bias: has("model.layers.0.mlp.gate_proj.bias"),
@@ -194,27 +199,17 @@ pub fn config_from(
     Ok(config)
 }
 
-/// The embedding's rows are the vocabulary; the token list and `vocab_size`, when there, must agree.
-fn vocab_size(
-    metadata: &Metadata<'_>,
-    tensors: &BTreeMap<String, RawTensor>,
-) -> Result<usize, MetadataError> {
-    let Some(embedding) = tensors.get("model.embed_tokens.weight") else {
+/// The embedding's rows are the vocabulary; the token list, when there is one, must agree.
+fn vocab_size(header: &GgufHeader, tensors: &BTreeMap<String, RawTensor>) -> Result<usize, MetadataError> {
+    let Some(embedding) = tensors.get(layout::EMBED) else {
         return Err(ConfigError::Missing { key: "token_embd.weight".into() }.into());
     };
     let rows = embedding.shape.first().copied().unwrap_or(0);
-    let listed = match metadata.header.metadata.get("tokenizer.ggml.tokens") {
-        Some(Value::Array { count, .. }) => Some(*count),
-        _ => None,
-    };
-    let declared = metadata.header.unsigned(&metadata.key("vocab_size"))?;
-    for (key, count) in [("number of tokenizer.ggml.tokens", listed), ("vocab_size", declared)] {
-        if let Some(count) = count
-            && count != rows
-        {
-            let why = format!("the embedding has {rows} rows");
-            return Err(ConfigError::Range { key, got: count.to_string(), why }.into());
-        }
+    if let Some(Value::Array { count, .. }) = header.metadata.get("tokenizer.ggml.tokens")
+        && *count != rows
+    {
+        let (key, got) = ("number of tokenizer.ggml.tokens", count.to_string());
+        return Err(ConfigError::Range { key, got, why: format!("the embedding has {rows} rows") }.into());
     }
     Ok(usize::try_from(rows).unwrap_or(usize::MAX))
 }

@@ -32,7 +32,7 @@ pub(crate) fn read_optional(path: &Path, max: u64) -> Result<Option<Vec<u8>>, We
     }
     if metadata.len() > max {
         let why = format!("it has {} bytes, more than the {max} that are accepted", metadata.len());
-        return Err(WeightsError::Index { file: name, why });
+        return Err(WeightsError::File { file: name, why });
     }
     let mut bytes = Vec::new();
     let len = metadata.len();
@@ -53,7 +53,7 @@ pub(crate) fn read_index(path: &Path) -> Result<Option<BTreeMap<String, String>>
         let plain = Path::new(shard).file_name().is_some_and(|name| name == shard.as_str());
         if !plain || shard.contains(['/', '\\', ':']) || !shard.ends_with(".safetensors") {
             let why = format!("weight_map names {shard:?}, which is not a plain .safetensors file name");
-            return Err(WeightsError::Index { file, why });
+            return Err(WeightsError::File { file, why });
         }
     }
     Ok(Some(index.weight_map.0))
@@ -117,7 +117,7 @@ pub(crate) fn read_tokenizer(folder: &Path) -> Result<TokenizerFiles, WeightsErr
 fn chat_template(folder: &Path) -> Result<Option<String>, WeightsError> {
     let jinja = folder.join("chat_template.jinja");
     if let Some(bytes) = read_optional(&jinja, SMALL_BYTES_MAX)? {
-        return String::from_utf8(bytes).map(Some).map_err(|_| WeightsError::Index {
+        return String::from_utf8(bytes).map(Some).map_err(|_| WeightsError::File {
             file: jinja.display().to_string(),
             why: "it is not UTF-8".into(),
         });

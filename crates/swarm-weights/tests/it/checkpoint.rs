@@ -12,7 +12,7 @@ use swarm_weights::{
     TokenizerFiles, WeightsError,
 };
 
-use crate::writer::{Stored, Toy, safetensors};
+use crate::writer::{Noting, Stored, Toy, safetensors};
 
 const FAMILIES: [Family; 4] = [Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
 
@@ -194,27 +194,6 @@ fn tensors_are_held_against_the_configuration() {
     assert!(text.contains(q) && text.contains("F64"), "{text}");
     let text = refused_with(&|tensors| tensors.push(("model.extra".into(), "F32", vec![1], vec![0; 4])));
     assert!(text.contains("\"model.extra\""), "{text}");
-}
-
-/// A source that notes what is read from it.
-struct Noting {
-    inner: FileSource,
-    reads: Arc<Mutex<Vec<Range<u64>>>>,
-}
-
-impl Source for Noting {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
-        self.reads.lock().unwrap().push(offset..offset + out.len() as u64);
-        self.inner.read_at(offset, out)
-    }
 }
 
 /// Opens with notes, runs `work`, and returns what was read during it.

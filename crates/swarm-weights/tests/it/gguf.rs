@@ -1,10 +1,14 @@
 //! The GGUF header grammar: what it accepts, what it refuses, and that it is total.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
 use proptest::prelude::*;
 use swarm_kernels::DType;
+use swarm_weights::FileSource;
 use swarm_weights::gguf::{ElementType, GgufError, GgufHeader, Parsed, Value, parse};
 
-use crate::writer::{Gguf, Meta, Toy, array, string};
+use crate::writer::{Gguf, Meta, Noting, Toy, array, string};
 
 fn done(bytes: &[u8]) -> GgufHeader {
     match parse(bytes, bytes.len() as u64) {
@@ -252,6 +256,26 @@ proptest! {
             prop_assert!(data.iter().all(|&byte| byte == number as u8));
         }
     }
+}
+
+/// The file is read in order, in growing pieces, never twice, and not far past its header.
+#[test]
+fn a_long_header_is_read_in_growing_pieces() {
+    let tokens: Vec<String> = (0..100_000).map(|id| format!("token{id}")).collect();
+    let gguf =
+        Gguf::default().key("tokens", Meta::Strs(tokens)).tensor("w", &[8 << 20], 0, vec![0; 32 << 20]);
+    let header_len = gguf.header().len() as u64;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&gguf.bytes()).unwrap();
+    let reads = Arc::new(Mutex::new(Vec::new()));
+    let source = Noting { inner: FileSource::open(file.path()).unwrap(), reads: Arc::clone(&reads) };
+    let header = GgufHeader::read(&source).unwrap();
+    assert_eq!(header.strings("tokens", 100_000).unwrap().unwrap()[99_999], "token99999");
+    let reads = reads.lock().unwrap();
+    assert!(reads.len() > 2, "{reads:?}");
+    assert!(reads.first().is_some_and(|read| read.start == 0));
+    assert!(reads.windows(2).all(|pair| pair[0].end == pair[1].start), "{reads:?}");
+    assert!(reads.last().is_some_and(|read| read.end < 2 * header_len), "{reads:?} for {header_len}");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Writers of small GGUF and safetensors files, and toy models in both formats.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value as Json, json};
-use swarm_weights::Family;
+use swarm_weights::{Family, FileSource, Source, SourceError};
 
 /// A GGUF metadata value as it is written.
 #[derive(Clone, Debug)]
@@ -316,4 +318,25 @@ fn interleave(data: &[u8], row_bytes: usize) -> Vec<u8> {
         head * HEAD_DIM + row / 2 + (row % 2) * (HEAD_DIM / 2)
     });
     order.flat_map(|row| rows[row].to_vec()).collect()
+}
+
+/// A source that notes what is read from it.
+pub struct Noting {
+    pub inner: FileSource,
+    pub reads: Arc<Mutex<Vec<Range<u64>>>>,
+}
+
+impl Source for Noting {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+        self.reads.lock().unwrap().push(offset..offset + out.len() as u64);
+        self.inner.read_at(offset, out)
+    }
 }
