@@ -15,7 +15,7 @@ pub enum LoadError {
     Layers { layers: Range<usize>, num_layers: usize },
     #[error("a context of {context} positions was asked for, but the model was made for 1 to {max}")]
     Context { context: usize, max: usize },
-    #[error("{model}: {source}")]
+    #[error("{model} cannot be run")]
     Family { model: String, source: FamilyError },
     #[error("{heads} query heads on {kv_heads} kv heads are not supported; at most {max} may share one")]
     Group { heads: usize, kv_heads: usize, max: usize },

@@ -120,12 +120,9 @@ impl Stage {
 
     /// Bytes the weights take in memory.
     pub fn weight_bytes(&self) -> usize {
-        let lookup_only = if self.head().is_some() && self.weights.lm_head.is_none() {
-            None
-        } else {
-            self.weights.embed_tokens.as_ref()
-        };
-        self.bytes_per_token() + lookup_only.map_or(0, Matrix::bytes)
+        let is_head = self.is_tail() && self.weights.lm_head.is_none();
+        let looked_up_in = self.weights.embed_tokens.as_ref().filter(|_| !is_head);
+        self.bytes_per_token() + looked_up_in.map_or(0, Matrix::bytes)
     }
 
     /// Weight bytes one decode step reads: all but an embedding that is only looked up in.
