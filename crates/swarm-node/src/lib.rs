@@ -1,1 +1,40 @@
-//! Placeholder until the room is furnished.
+//! A node: wires ring, link and model together.
+//!
+//! [`Engine`] is what everything above uses: a model that answers, on one node or spread over many. [`Worker`] offers
+//! a computer to the room. Decisions are `swarm-ring`'s; this room owns the clock, the threads and the wiring.
+//!
+//! The data path of a step is four named functions on every node: receive ([`stage_loop::receive_frames`]), admit
+//! (`StageLoop::admit`), forward (`StageRunner::forward`), send (`StageLoop::send_batch`); the coordinator's end of it
+//! is `coordinator.rs`.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+mod control;
+mod coordinator;
+mod engine;
+mod error;
+mod generation;
+mod local;
+pub mod machine;
+mod room;
+mod runner;
+mod serve;
+mod setup;
+mod stage_loop;
+mod stage_setup;
+mod worker;
+
+pub use coordinator::SessionTelemetry;
+pub use engine::{
+    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, Plan, open_model, plan, resolve_model,
+};
+pub use error::{NodeError, bytes_text, chain};
+pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
+pub use local::LocalWorkers;
+pub use room::{SearchEvent, WorkerSearch};
+pub use serve::StageEvent;
+pub use stage_loop::StepDone;
+pub use swarm_text::Message;
+pub use swarm_wire::Sampling;
+pub use worker::{Worker, WorkerConfig, WorkerEvent, WorkerObserver};

@@ -1,0 +1,15 @@
+//! This node's monotonic clock.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Time since the process first asked, monotonic. What `swarm-ring` is given as "now".
+pub fn now() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// The same in microseconds, as it travels on the wire.
+pub fn now_us() -> u64 {
+    u64::try_from(now().as_micros()).unwrap_or(u64::MAX)
+}

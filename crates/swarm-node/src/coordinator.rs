@@ -1,0 +1,430 @@
+//! The coordinator's compute thread: it asks the scheduler what to do, runs the first stage, sends, and takes answers.
+//!
+//! With one node it is also the tail, and the loop closes on itself without a socket. Decisions are the scheduler's;
+//! here are only hands and a clock.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crossbeam_channel::{Receiver, Sender, select};
+use swarm_ring::{
+    Action, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
+};
+use swarm_wire::{
+    Blame, Control, Frame, FrameHead, FrameView, Hidden, Limits, SessionId, StageTime, TokenOut, TokensView,
+    patch_sent_us,
+};
+
+use crate::clock::now_us;
+use crate::error::{NodeError, chain};
+use crate::room::{Note, NoteKind, Room};
+use crate::runner::{Failure, StageRunner};
+use crate::stage_loop::Inbound;
+
+/// What the engine's callers ask of the compute thread.
+pub(crate) enum Command {
+    Open {
+        request: Box<SessionRequest>,
+        events: Sender<SessionNews>,
+        reply: Sender<Result<SessionId, OpenError>>,
+    },
+    Cancel(SessionId),
+    Stop,
+}
+
+/// What a session's owner hears.
+pub(crate) enum SessionNews {
+    Token { token: u32, logits_hash: Option<[u8; 32]>, at_us: u64 },
+    Finished { reason: swarm_ring::FinishReason, telemetry: Box<SessionTelemetry> },
+}
+
+/// Laps a session took part in, taken apart.
+#[derive(Clone, Debug, Default)]
+pub struct SessionTelemetry {
+    /// When the first prompt chunk was decided on, in this node's microseconds.
+    pub started_us: u64,
+    /// Laps with prompt rows.
+    pub prefill: Telemetry,
+    /// Laps of one token.
+    pub decode: Telemetry,
+    /// Bytes of the tokens frames of the decode laps.
+    pub return_bytes: u64,
+    /// Bytes sent to the next stage for the prompt.
+    pub prompt_bytes: u64,
+    /// Every lap's hops were measured with known clock offsets.
+    pub hops_measured: bool,
+}
+
+/// The ring beyond the first stage, where there is one.
+pub(crate) struct Ring {
+    pub next: swarm_link::Sender,
+    /// Tokens from the tail.
+    pub inbox: Receiver<Inbound>,
+    pub recycle: Sender<Vec<u8>>,
+    pub end: Receiver<swarm_link::LinkError>,
+}
+
+/// A lap on its way, for telemetry.
+struct Departed {
+    sessions: Vec<SessionId>,
+    prefill: bool,
+    bytes_out: u64,
+}
+
+struct Owner {
+    events: Sender<SessionNews>,
+    telemetry: SessionTelemetry,
+}
+
+pub(crate) struct Coordinator {
+    pub runner: StageRunner,
+    pub scheduler: Scheduler,
+    pub limits: Limits,
+    pub ring: Option<Ring>,
+    pub room: Room,
+    pub commands: Receiver<Command>,
+    /// Why the ring is down, for those who ask later.
+    pub fault: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+    owners: BTreeMap<SessionId, Owner>,
+    departed: VecDeque<Departed>,
+    plan: StepPlan,
+    out: Vec<u8>,
+    lap: LapTimes,
+}
+
+/// Whether the loop goes on.
+enum Flow {
+    On,
+    Stop,
+}
+
+impl Coordinator {
+    pub fn new(
+        runner: StageRunner,
+        scheduler: Scheduler,
+        limits: Limits,
+        ring: Option<Ring>,
+        room: Room,
+        commands: Receiver<Command>,
+    ) -> Self {
+        Self {
+            runner,
+            scheduler,
+            limits,
+            ring,
+            room,
+            commands,
+            fault: std::sync::Arc::default(),
+            owners: BTreeMap::new(),
+            departed: VecDeque::new(),
+            plan: StepPlan::default(),
+            out: Vec::new(),
+            lap: LapTimes::default(),
+        }
+    }
+
+    /// Serves until told to stop. A lost ring ends its sessions with an error; later requests are refused with it.
+    pub fn run(mut self) {
+        loop {
+            if let Err(error) = self.work() {
+                self.ring_lost(&error);
+            }
+            self.deliver();
+            match self.wait() {
+                Ok(Flow::On) => {}
+                Ok(Flow::Stop) => break,
+                Err(error) => self.ring_lost(&error),
+            }
+            self.deliver();
+        }
+        let text = "the engine was stopped".to_owned();
+        self.scheduler.fail(&SessionError::RingLost { blame: Blame::Us, text });
+        self.deliver();
+    }
+
+    /// Does what there is to do, looking at what has arrived between any two steps.
+    fn work(&mut self) -> Result<(), NodeError> {
+        loop {
+            self.arrivals()?;
+            let mut plan = std::mem::take(&mut self.plan);
+            let action = self.scheduler.poll(now_us(), self.limits.tokens_max, &mut plan);
+            self.plan = plan;
+            match action {
+                None => return Ok(()),
+                Some(Action::Open(session)) => self.open(session)?,
+                Some(Action::Close(session)) => self.close(session)?,
+                Some(Action::Step(head)) => self.step(head)?,
+                Some(_) => {}
+            }
+            self.deliver();
+        }
+    }
+
+    /// Takes answers and news that are here already, without waiting.
+    fn arrivals(&mut self) -> Result<(), NodeError> {
+        while let Some(inbound) = self.ring.as_ref().and_then(|ring| ring.inbox.try_recv().ok()) {
+            self.answer(inbound)?;
+        }
+        while let Ok(note) = self.room.notes.try_recv() {
+            self.note(note)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for whatever comes first: a request, an answer, news of a member, or a deadline.
+    fn wait(&mut self) -> Result<Flow, NodeError> {
+        let now = now_us();
+        let deadline = self.scheduler.next_deadline_us();
+        let within = deadline.map_or(std::time::Duration::from_secs(3600), |at| {
+            std::time::Duration::from_micros(at.saturating_sub(now))
+        });
+        let never = crossbeam_channel::never();
+        let inbox = self.ring.as_ref().map_or(&never, |ring| &ring.inbox);
+        select! {
+            recv(inbox) -> inbound => match inbound {
+                Ok(inbound) => self.answer(inbound)?,
+                Err(_) => return Err(self.tail_ended()),
+            },
+            recv(self.room.notes) -> note => {
+                // The channel closes only with the room, which lives as long as this loop; without members it is
+                // closed from the start and must not be asked again.
+                match note {
+                    Ok(note) => self.note(note)?,
+                    Err(_) => self.room.notes = crossbeam_channel::never(),
+                }
+            }
+            recv(self.commands) -> command => match command {
+                Ok(Command::Open { request, events, reply }) => self.admit(*request, events, &reply),
+                Ok(Command::Cancel(session)) => {
+                    self.scheduler.cancel(session);
+                }
+                Ok(Command::Stop) | Err(_) => return Ok(Flow::Stop),
+            },
+            default(within) => {
+                if let Some(error) = self.scheduler.tick(now_us()) {
+                    self.take_down(error.to_string());
+                }
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn admit(
+        &mut self,
+        request: SessionRequest,
+        events: Sender<SessionNews>,
+        reply: &Sender<Result<SessionId, OpenError>>,
+    ) {
+        let opened = self.scheduler.open(request);
+        if let Ok(session) = &opened {
+            let telemetry = SessionTelemetry { hops_measured: true, ..SessionTelemetry::default() };
+            self.owners.insert(*session, Owner { events, telemetry });
+        }
+        // A caller that has gone again cancels by dropping its end.
+        let _ = reply.send(opened);
+    }
+
+    fn open(&mut self, session: SessionId) -> Result<(), NodeError> {
+        let Some(open) = self.scheduler.open_message(session) else { return Ok(()) };
+        if let Some(ring) = &mut self.ring {
+            Frame::Open(open).encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
+            ring.next.send(&[&self.out])?;
+        }
+        let prompt = open.prompt.iter().copied();
+        if let Err(failure) = self.runner.open(session, &open.sampling, prompt, open.logits_hash) {
+            self.session_failed(&failure);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, session: SessionId) -> Result<(), NodeError> {
+        self.runner.close(session);
+        if let Some(ring) = &mut self.ring {
+            let frame = Frame::Close { epoch: self.scheduler.epoch(), session };
+            frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
+            ring.next.send(&[&self.out])?;
+        }
+        Ok(())
+    }
+
+    /// One step of the first stage: embed, layers, and on to the next stage (or, alone, the head and the sampler).
+    fn step(&mut self, head: FrameHead) -> Result<(), NodeError> {
+        let received_us = now_us();
+        let sessions: Vec<SessionId> = self.plan.segments.iter().map(|segment| segment.session).collect();
+        for session in &sessions {
+            if let Some(owner) = self.owners.get_mut(session)
+                && owner.telemetry.started_us == 0
+            {
+                owner.telemetry.started_us = received_us;
+            }
+        }
+        let mut departed = Departed { sessions, prefill: self.plan.prefill, bytes_out: 0 };
+        let mut segments = std::mem::take(&mut self.plan.segments);
+        self.runner.embed(&self.plan.ids).map_err(|error| NodeError::Request(error.to_string()))?;
+        let started_us = now_us();
+        let mut failures = self.runner.forward(&mut segments);
+        if self.ring.is_none() {
+            let items = self.runner.sample(&segments, &mut failures);
+            let finished_us = now_us();
+            self.fail_sessions(failures);
+            let time = StageTime { received_us, started_us, finished_us, sent_us: finished_us, bytes_in: 0 };
+            self.departed.push_back(departed);
+            return self.lap_done(head, items.iter().copied(), &[time], finished_us, 0);
+        }
+        let finished_us = now_us();
+        self.fail_sessions(failures);
+        let trail = [StageTime { received_us, started_us, finished_us, sent_us: finished_us, bytes_in: 0 }];
+        let frame =
+            Frame::Hidden(Hidden { head, segments: &segments, trail: &trail, rows: self.runner.rows() });
+        frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
+        patch_sent_us(&mut self.out, now_us()).map_err(|e| ours(&e))?;
+        if let Some(ring) = &mut self.ring {
+            departed.bytes_out = ring.next.send(&[&self.out])? as u64;
+        }
+        self.departed.push_back(departed);
+        self.plan.segments = segments;
+        Ok(())
+    }
+
+    fn fail_sessions(&mut self, failures: Vec<Failure>) {
+        for failure in failures {
+            self.runner.close(failure.session);
+            self.session_failed(&failure);
+        }
+    }
+
+    fn session_failed(&mut self, failure: &Failure) {
+        self.scheduler.session_failed(failure.session, failure.blame, &failure.text);
+    }
+
+    /// A frame from the tail.
+    fn answer(&mut self, inbound: Inbound) -> Result<(), NodeError> {
+        let bad = |what: String| NodeError::BadPeer { node: "the tail".into(), what };
+        // The view borrows the bytes, the rest of the loop needs `self`.
+        let limits = self.limits;
+        match FrameView::decode(&inbound.bytes, &limits).map_err(|e| bad(e.to_string()))? {
+            FrameView::Tokens(view) => self.tokens(&view, &inbound)?,
+            FrameView::Failed(failed) => match failed.session {
+                Some(session) => {
+                    self.scheduler.session_failed(session, failed.blame, failed.text);
+                }
+                None => return Err(bad(format!("a stage gave up: {}", failed.text.escape_debug()))),
+            },
+            _ => return Err(bad("it sent something else than tokens".into())),
+        }
+        if let Some(ring) = &self.ring {
+            // Full only when the receiver has enough buffers already.
+            let _ = ring.recycle.try_send(inbound.bytes);
+        }
+        Ok(())
+    }
+
+    fn tokens(&mut self, view: &TokensView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
+        let trail: Vec<StageTime> = view.trail().collect();
+        self.lap_done(view.head, view.items(), &trail, inbound.received_us, inbound.wire_bytes)
+    }
+
+    /// Notes a lap's times for its sessions and gives its tokens to the scheduler.
+    fn lap_done(
+        &mut self,
+        head: FrameHead,
+        items: impl Iterator<Item = TokenOut> + Clone,
+        trail: &[StageTime],
+        arrived_us: u64,
+        bytes_in: u64,
+    ) -> Result<(), NodeError> {
+        if head.epoch == self.scheduler.epoch()
+            && let Some(departed) = self.departed.pop_front()
+        {
+            self.measure(&departed, trail, arrived_us, bytes_in);
+        }
+        self.scheduler
+            .lap_arrived(now_us(), head, items)
+            .map_err(|error| NodeError::BadPeer { node: "the tail".into(), what: error.to_string() })
+    }
+
+    fn measure(&mut self, departed: &Departed, trail: &[StageTime], arrived_us: u64, bytes_in: u64) {
+        let mut offsets = vec![Some(0)];
+        offsets.extend(self.room.members.iter().map(|member| member.offset_us()));
+        self.lap.read(trail, &offsets, arrived_us);
+        for session in &departed.sessions {
+            let Some(owner) = self.owners.get_mut(session) else { continue };
+            let telemetry = &mut owner.telemetry;
+            telemetry.hops_measured &= self.lap.hops_measured;
+            if departed.prefill {
+                telemetry.prefill.add(&self.lap);
+                telemetry.prompt_bytes += departed.bytes_out;
+            } else {
+                telemetry.decode.add(&self.lap);
+                telemetry.return_bytes += bytes_in;
+            }
+        }
+    }
+
+    /// Tells the sessions' owners what happened. An owner that no longer listens cancels its session.
+    fn deliver(&mut self) {
+        let at_us = now_us();
+        while let Some(event) = self.scheduler.next_event() {
+            match event {
+                Event::Token { session, token, logits_hash, .. } => {
+                    let Some(owner) = self.owners.get(&session) else { continue };
+                    if owner.events.send(SessionNews::Token { token, logits_hash, at_us }).is_err() {
+                        self.scheduler.cancel(session);
+                    }
+                }
+                Event::Finished { session, reason, .. } => {
+                    if let Some(Owner { events, telemetry }) = self.owners.remove(&session) {
+                        let _ = events.send(SessionNews::Finished { reason, telemetry: Box::new(telemetry) });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn note(&mut self, note: Note) -> Result<(), NodeError> {
+        let member = self.room.members.iter().find(|member| member.id() == note.node);
+        let node = member.map_or_else(|| note.node.short(), |member| member.name.clone());
+        match note.what {
+            NoteKind::Lost(why) => Err(NodeError::Lost { node, what: format!("left the ring: {why}") }),
+            NoteKind::Says(message) => match *message {
+                Control::Refused(refused) => {
+                    let reason = refused.reason.escape_debug().to_string();
+                    Err(NodeError::Refused { node, blame: refused.blame, reason })
+                }
+                Control::Bye => Err(NodeError::Lost { node, what: "left the ring".into() }),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn tail_ended(&mut self) -> NodeError {
+        let why = self.ring.as_ref().and_then(|ring| ring.end.try_recv().ok());
+        let why = why.map_or_else(|| "its link ended".to_owned(), |error| chain(&error));
+        NodeError::Lost { node: "the tail".into(), what: why }
+    }
+
+    fn ring_lost(&mut self, error: &NodeError) {
+        let text = error.chain();
+        self.scheduler.fail(&SessionError::RingLost { blame: error.blame(), text: text.clone() });
+        self.take_down(text);
+    }
+
+    /// No ring any more: links are closed, and those who ask are told why.
+    fn take_down(&mut self, why: String) {
+        let mut fault = self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        fault.get_or_insert(why);
+        drop(fault);
+        self.ring = None;
+        self.departed.clear();
+        for member in &self.room.members {
+            let reason = "the ring was lost".to_owned();
+            // Those who are still there forget the stage at once.
+            let _ = member.control.send(&Control::Release { reason });
+        }
+        self.room.notes = crossbeam_channel::never();
+    }
+}
+
+fn ours(error: &swarm_wire::EncodeError) -> NodeError {
+    NodeError::Request(format!("a frame cannot be encoded: {error}"))
+}

@@ -1,0 +1,99 @@
+//! Workers on this computer for the duration of one command: `run --nodes N`, `demo`, `verify`, `bench`.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use crate::error::NodeError;
+
+/// Longest wait for a worker process to say where it listens.
+const START: Duration = Duration::from_secs(20);
+
+/// Child processes running `swarm-os worker`, ended when dropped. Each also ends by itself when its standard input
+/// closes, so that none outlives a coordinator that was killed.
+pub struct LocalWorkers {
+    children: Vec<Child>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl LocalWorkers {
+    /// Starts `count` workers with `program worker --local`, with `arguments(i)` appended for the `i`-th.
+    ///
+    /// # Errors
+    /// [`NodeError::System`] when a process cannot be started, [`NodeError::Lost`] when it says nothing in time.
+    pub fn start(
+        program: &Path,
+        count: usize,
+        arguments: impl Fn(usize) -> Vec<String>,
+    ) -> Result<Self, NodeError> {
+        let mut workers = Self { children: Vec::new(), addresses: Vec::new() };
+        for index in 0..count {
+            let mut command = Command::new(program);
+            command.args(["worker", "--local", "--json"]).args(arguments(index));
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+            let failed = |source| NodeError::System {
+                what: format!("worker {} cannot be started", index + 1),
+                source,
+            };
+            workers.children.push(command.spawn().map_err(failed)?);
+        }
+        for index in 0..count {
+            let address = workers.await_port(index)?;
+            workers.addresses.push(address);
+        }
+        Ok(workers)
+    }
+
+    /// Where each listens, in a form for [`crate::WorkerSearch::peers`].
+    pub fn peers(&self) -> Vec<Vec<SocketAddr>> {
+        self.addresses.iter().map(|&address| vec![address]).collect()
+    }
+
+    /// The process ids.
+    pub fn process_ids(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
+    }
+
+    /// Reads the worker's lines on a thread of its own (they must be read, or it would block) until the first says
+    /// which port it listens on.
+    fn await_port(&mut self, index: usize) -> Result<SocketAddr, NodeError> {
+        let lost =
+            |what: &str| NodeError::Lost { node: format!("worker {}", index + 1), what: what.to_owned() };
+        let output = self.children[index].stdout.take().ok_or_else(|| lost("has no output"))?;
+        let (found, port) = bounded(1);
+        crate::worker::spawn("worker output", move || {
+            for line in BufReader::new(output).lines() {
+                let Ok(line) = line else { return };
+                let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                if event["event"] == "waiting"
+                    && let Some(port) = event["port"].as_u64().and_then(|port| u16::try_from(port).ok())
+                {
+                    let _ = found.try_send(port);
+                }
+            }
+        })?;
+        let port = port.recv_timeout(START).map_err(|_| lost("did not start; its own message is above"))?;
+        Ok(([127, 0, 0, 1], port).into())
+    }
+}
+
+impl Drop for LocalWorkers {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Closing its input asks it to leave; then it is waited for, and ended if it does not.
+            drop(child.stdin.take());
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(2);
+        for child in &mut self.children {
+            while std::time::Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

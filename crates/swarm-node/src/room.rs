@@ -1,0 +1,368 @@
+//! Finding the other nodes of the room and keeping touch with them.
+//!
+//! Members are found by mDNS, by `--peer`, and at the addresses where they were last reached. Each gets one control
+//! connection; a thread of its own reads it, and one thread pings all of them four times a second.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use swarm_link::{Closer, Discovery, DiscoveryEvent, Identity, LinkError, LinkSettings, Remembered, dial};
+use swarm_ring::ClockOffset;
+use swarm_wire::{Control, Hello, NodeId, Ping, Role};
+
+use crate::clock::now_us;
+use crate::control::{self, ControlReceiver, ControlSender};
+use crate::error::{NodeError, chain};
+use crate::worker::spawn;
+
+/// Heartbeats are sent this often.
+const PING_EVERY: Duration = Duration::from_millis(250);
+/// A member that has not answered for this long is dead.
+const SILENT_US: u64 = 3_000_000;
+/// Longest wait for one peer to take a connection and say welcome.
+const WELCOME: Duration = Duration::from_secs(4);
+/// After the last newcomer, how long to wait for another.
+const SETTLE: Duration = Duration::from_millis(1200);
+
+/// Whom to look for, and for how long.
+#[derive(Clone, Debug, Default)]
+pub struct WorkerSearch {
+    /// Addresses to try, each peer's own list.
+    pub peers: Vec<Vec<SocketAddr>>,
+    /// Look for workers on the local network, and where they were last reached.
+    pub discover: bool,
+    /// Fewer workers than this is an error.
+    pub at_least: usize,
+    /// More workers than this are left alone.
+    pub at_most: usize,
+    /// How long to look.
+    pub within: Duration,
+}
+
+/// What the search reports while it goes on.
+#[derive(Clone, Debug)]
+pub enum SearchEvent {
+    /// Looking on the local network.
+    Searching { within: Duration },
+    /// mDNS does not work here; peers by address still do.
+    DiscoveryUnavailable { why: String },
+    /// A worker said welcome.
+    Found { name: String, address: SocketAddr },
+    /// Somebody was there but cannot be used.
+    Unusable { address: String, why: String },
+}
+
+/// A worker with its control connection.
+pub(crate) struct Member {
+    pub name: String,
+    pub hello: Hello,
+    /// Where it can be dialled, best first.
+    pub addresses: Vec<SocketAddr>,
+    pub control: ControlSender,
+    pub closer: Closer,
+    pub pulse: Arc<Pulse>,
+}
+
+/// What heartbeats tell of a member.
+pub(crate) struct Pulse {
+    pub clock: Mutex<ClockOffset>,
+    last_pong_us: AtomicU64,
+    lost: AtomicBool,
+}
+
+/// News of a member, by its index in the ring.
+pub(crate) struct Note {
+    pub node: NodeId,
+    pub what: NoteKind,
+}
+
+pub(crate) enum NoteKind {
+    Says(Box<Control>),
+    Lost(String),
+}
+
+/// The members found, and the news of them.
+pub(crate) struct Room {
+    pub members: Vec<Member>,
+    pub notes: Receiver<Note>,
+    _stop_pings: Sender<()>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        for member in &self.members {
+            // A goodbye, so that the worker does not take this for a fault.
+            let _ = member.control.send(&Control::Bye);
+            member.closer.close();
+        }
+    }
+}
+
+impl Member {
+    pub fn id(&self) -> NodeId {
+        self.hello.node_id
+    }
+
+    pub fn offset_us(&self) -> Option<i64> {
+        self.pulse.clock.lock().unwrap_or_else(PoisonError::into_inner).offset_us()
+    }
+}
+
+/// Looks for workers as `search` says.
+pub(crate) fn gather(
+    search: &WorkerSearch,
+    identity: &Identity,
+    own: &Hello,
+    state_dir: Option<&std::path::Path>,
+    tell: &dyn Fn(SearchEvent),
+) -> Result<Room, NodeError> {
+    let (note_sink, notes) = unbounded();
+    let mut members = Vec::new();
+    if search.at_most > 0 && (search.discover || !search.peers.is_empty()) {
+        members = Search::new(search, identity, own, note_sink, tell).run(state_dir);
+    }
+    if members.len() < search.at_least {
+        return Err(NodeError::NoWorkers(nobody(members.len(), search)));
+    }
+    let (stop, stopped) = bounded(0);
+    start_pings(&members, stopped)?;
+    Ok(Room { members, notes, _stop_pings: stop })
+}
+
+fn nobody(found: usize, search: &WorkerSearch) -> String {
+    let secs = search.within.as_secs_f32();
+    let start = match found {
+        0 => format!("no worker was found within {secs:.0} s"),
+        n => format!("only {n} of {} workers were found within {secs:.0} s", search.at_least),
+    };
+    format!(
+        "{start}; check that `swarm-os worker` runs on the other computer, that both are on the same network, that \
+         its firewall lets the port it prints and UDP 5353 through, that both have the same swarm secret \
+         (`swarm-os secret export` there, `swarm-os secret import` here); where multicast is blocked, use --peer HOST:PORT"
+    )
+}
+
+type Candidate = Result<(Member, ControlReceiver), (String, NodeError)>;
+
+struct Search<'a> {
+    search: &'a WorkerSearch,
+    identity: &'a Identity,
+    own: &'a Hello,
+    note_sink: Sender<Note>,
+    tell: &'a dyn Fn(SearchEvent),
+    candidates: (Sender<Candidate>, Receiver<Candidate>),
+    tried: Vec<Vec<SocketAddr>>,
+    pending: usize,
+}
+
+impl<'a> Search<'a> {
+    fn new(
+        search: &'a WorkerSearch,
+        identity: &'a Identity,
+        own: &'a Hello,
+        note_sink: Sender<Note>,
+        tell: &'a dyn Fn(SearchEvent),
+    ) -> Self {
+        Self {
+            search,
+            identity,
+            own,
+            note_sink,
+            tell,
+            candidates: unbounded(),
+            tried: Vec::new(),
+            pending: 0,
+        }
+    }
+
+    fn run(mut self, state_dir: Option<&std::path::Path>) -> Vec<Member> {
+        let deadline = Instant::now() + self.search.within;
+        (self.tell)(SearchEvent::Searching { within: self.search.within });
+        for addresses in self.search.peers.clone() {
+            self.try_peer(addresses);
+        }
+        let discovery = self.search.discover.then(|| Discovery::start(self.identity.instance()));
+        let discovery = match discovery {
+            Some(Err(error)) => {
+                (self.tell)(SearchEvent::DiscoveryUnavailable { why: chain(&error) });
+                None
+            }
+            other => other.and_then(Result::ok),
+        };
+        let mut remembered = state_dir.map(Remembered::load);
+        if let (true, Some(remembered)) = (self.search.discover, &remembered) {
+            remembered.addresses().into_iter().for_each(|address| self.try_peer(vec![address]));
+        }
+        let silent = crossbeam_channel::never();
+        let sightings = discovery.as_ref().map_or(&silent, Discovery::events);
+        let answers = self.candidates.1.clone();
+        let mut members: Vec<Member> = Vec::new();
+        let mut until = deadline;
+        while members.len() < self.search.at_most && Instant::now() < until {
+            // Without discovery there is nobody to wait for but those already dialled.
+            if discovery.is_none() && self.pending == 0 {
+                break;
+            }
+            crossbeam_channel::select! {
+                recv(sightings) -> event => match event {
+                    Ok(DiscoveryEvent::Found(peer)) => self.try_peer(peer.addresses),
+                    Ok(DiscoveryEvent::Unavailable { why, .. }) => {
+                        (self.tell)(SearchEvent::DiscoveryUnavailable { why });
+                    }
+                    Ok(_) => {}
+                    Err(_) => break,
+                },
+                recv(answers) -> answer => if let Ok(answer) = answer {
+                    self.pending -= 1;
+                    if let Some(member) = self.take(answer, &members) {
+                        if let Some(remembered) = &mut remembered && let Some(&address) = member.addresses.first() {
+                            // Losing the list costs nothing but a search next time.
+                            let _ = remembered.note_reached(address);
+                        }
+                        members.push(member);
+                        if members.len() >= self.search.at_least {
+                            until = deadline.min(Instant::now() + SETTLE);
+                        }
+                    }
+                },
+                default(until.saturating_duration_since(Instant::now())) => {}
+            }
+        }
+        // Ring order must not depend on who answered first.
+        members.sort_by(|a, b| (&a.hello.name, a.hello.node_id).cmp(&(&b.hello.name, b.hello.node_id)));
+        members
+    }
+
+    /// Dials and greets on a thread of its own, once per address list.
+    fn try_peer(&mut self, addresses: Vec<SocketAddr>) {
+        if addresses.is_empty() || self.tried.contains(&addresses) || self.tried.len() > 256 {
+            return;
+        }
+        self.tried.push(addresses.clone());
+        let (identity, own, answers) = (self.identity.clone(), self.own.clone(), self.candidates.0.clone());
+        let body = move || {
+            let named = addresses.first().map(ToString::to_string).unwrap_or_default();
+            let _ = answers.send(greet(&addresses, &identity, &own).map_err(|error| (named, error)));
+        };
+        if spawn("greet", body).is_ok() {
+            self.pending += 1;
+        }
+    }
+
+    fn take(&self, answer: Candidate, members: &[Member]) -> Option<Member> {
+        let (member, receiver) = match answer {
+            Ok(found) => found,
+            // Ourselves, or an address nobody listens at any more: no news to anyone.
+            Err((_, NodeError::Link(LinkError::OwnAddress { .. }))) => return None,
+            Err((address, error)) => {
+                (self.tell)(SearchEvent::Unusable { address, why: error.chain() });
+                return None;
+            }
+        };
+        if member.hello.role != Role::Worker || members.iter().any(|known| known.id() == member.id()) {
+            return None;
+        }
+        if let Err(error) = follow(&member, receiver, self.note_sink.clone()) {
+            (self.tell)(SearchEvent::Unusable { address: member.name, why: error.chain() });
+            return None;
+        }
+        if let Some(&address) = member.addresses.first() {
+            (self.tell)(SearchEvent::Found { name: member.name.clone(), address });
+        }
+        Some(member)
+    }
+}
+
+/// Connects to a peer, says hello, and waits for its welcome.
+fn greet(
+    addresses: &[SocketAddr],
+    identity: &Identity,
+    own: &Hello,
+) -> Result<(Member, ControlReceiver), NodeError> {
+    let connection = dial(addresses, identity, &LinkSettings::default(), WELCOME)?;
+    let (peer, control, mut receiver, closer) = control::split(connection);
+    let unknown = peer.address.to_string();
+    let lost = |error: &dyn std::error::Error| NodeError::Lost { node: unknown.clone(), what: chain(error) };
+    control.send(&Control::Hello(own.clone())).map_err(|error| lost(&error))?;
+    let hello = match receiver.receive(Some(WELCOME)).map_err(|error| lost(&error))? {
+        Control::Welcome(hello) => hello,
+        Control::Refused(refused) => {
+            let reason = refused.reason.escape_debug().to_string();
+            return Err(NodeError::Refused { node: unknown, blame: refused.blame, reason });
+        }
+        _ => return Err(NodeError::BadPeer { node: unknown, what: "it did not say welcome".into() }),
+    };
+    control::check_hello(&peer, &hello)?;
+    // The address that answered first, then the others the node announced.
+    let mut known = vec![peer.address];
+    known.extend(addresses.iter().copied().filter(|address| *address != peer.address));
+    let pulse = Pulse {
+        clock: Mutex::new(ClockOffset::default()),
+        last_pong_us: AtomicU64::new(now_us()),
+        lost: AtomicBool::new(false),
+    };
+    let name = control::node_name(&hello.name, &hello.node_id);
+    Ok((Member { name, hello, addresses: known, control, closer, pulse: Arc::new(pulse) }, receiver))
+}
+
+/// Reads a member's control connection until it ends.
+fn follow(member: &Member, mut receiver: ControlReceiver, notes: Sender<Note>) -> Result<(), NodeError> {
+    let (node, pulse) = (member.id(), member.pulse.clone());
+    spawn("control", move || {
+        let why = loop {
+            match receiver.receive(None) {
+                Ok(Control::Pong(pong)) => {
+                    let now = now_us();
+                    pulse.last_pong_us.store(now, Ordering::Relaxed);
+                    let mut clock = pulse.clock.lock().unwrap_or_else(PoisonError::into_inner);
+                    clock.add(pong.sent_us, pong.node_us, now);
+                }
+                Ok(message) => {
+                    if notes.send(Note { node, what: NoteKind::Says(Box::new(message)) }).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => break chain(&error),
+            }
+        };
+        if !pulse.lost.swap(true, Ordering::Relaxed) {
+            let _ = notes.send(Note { node, what: NoteKind::Lost(why) });
+        }
+    })
+}
+
+/// Pings everybody until the room is closed; who does not answer for 3 s is given up, and its link closed, which its
+/// reading thread then reports.
+fn start_pings(members: &[Member], stopped: Receiver<()>) -> Result<(), NodeError> {
+    let pinged: Vec<_> = members
+        .iter()
+        .map(|member| (member.control.clone(), member.closer.clone(), member.pulse.clone()))
+        .collect();
+    if pinged.is_empty() {
+        return Ok(());
+    }
+    let start = now_us();
+    spawn("heartbeat", move || {
+        let mut id = 0;
+        loop {
+            id += 1;
+            for (control, closer, pulse) in &pinged {
+                let sent_us = now_us();
+                let last = pulse.last_pong_us.load(Ordering::Relaxed).max(start);
+                if sent_us.saturating_sub(last) > SILENT_US {
+                    closer.close();
+                    continue;
+                }
+                // A link that is broken is reported by its reading thread.
+                let _ = control.send(&Control::Ping(Ping { id, sent_us }));
+            }
+            match stopped.recv_timeout(PING_EVERY) {
+                Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
+                _ => return,
+            }
+        }
+    })
+}

@@ -1,0 +1,362 @@
+//! One stage of a worker, from the order to the last frame.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use swarm_kernels::KvType;
+use swarm_link::{Closer, Connection, LinkSettings, dial};
+use swarm_text::Tokenizer;
+use swarm_wire::{
+    Blame, Control, DataHello, DataKind, Epoch, Limits, Loading, NextHop, Prepare, Ready, Refused, Stats,
+};
+
+use crate::control::{self, ControlSender};
+use crate::error::NodeError;
+use crate::machine;
+use crate::runner::StageRunner;
+use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, receive_frames};
+use crate::stage_setup::{StageNeed, StageOrder, find_model, load};
+use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
+
+/// Longest wait for the ring's other connections once the stage is loaded.
+const ASSEMBLY: Duration = Duration::from_secs(600);
+/// Longest wait for the next stage to take a connection.
+const DIAL: Duration = Duration::from_secs(5);
+/// Longest wait for the next stage to take any bytes of a frame. It may compute a prompt chunk meanwhile.
+const WRITE: Duration = Duration::from_secs(60);
+
+/// What happens to a worker's stage.
+#[derive(Clone, Debug)]
+pub enum StageEvent {
+    /// Weights are being read.
+    Loading { layers: std::ops::Range<usize>, layers_total: usize, bytes_done: u64, bytes_total: u64 },
+    /// The stage is part of a ring.
+    Running { layers: std::ops::Range<usize>, layers_total: usize, weight_bytes: u64, tail: bool },
+    /// A frame was served. `text` is what the sampled tokens say, on the tail; a stranger's text, not yet escaped.
+    Step { done: StepDone, layers: std::ops::Range<usize>, text: Vec<String> },
+    /// The stage has ended, and why.
+    Ended { why: String },
+}
+
+/// A stage in the making or at work. Dropping it ends it.
+pub(crate) struct StageHandle {
+    epoch: Epoch,
+    links: Sender<DataLink>,
+    begin: Sender<()>,
+    closers: Arc<Mutex<Closers>>,
+    counters: Arc<StageCounters>,
+}
+
+#[derive(Default)]
+struct Closers {
+    closed: bool,
+    links: Vec<Closer>,
+}
+
+impl Closers {
+    /// Remembers a link to close at the end; closes it at once when the end has come already.
+    fn add(closers: &Mutex<Self>, closer: Closer) {
+        let mut closers = closers.lock().unwrap_or_else(PoisonError::into_inner);
+        if closers.closed {
+            closer.close();
+        }
+        closers.links.push(closer);
+    }
+}
+
+impl StageHandle {
+    /// Begins to load on a thread of its own.
+    pub fn begin(
+        shared: &Arc<Shared>,
+        control: ControlSender,
+        order: Prepare,
+        coordinator: Closer,
+    ) -> Result<Self, NodeError> {
+        let (links, incoming) = unbounded();
+        let (begin, started) = bounded(1);
+        let closers = Arc::new(Mutex::new(Closers::default()));
+        let counters = Arc::new(StageCounters::default());
+        let epoch = order.epoch;
+        let body = StageBody {
+            shared: shared.clone(),
+            control,
+            order,
+            incoming,
+            started,
+            closers: closers.clone(),
+            counters: counters.clone(),
+        };
+        spawn("stage", move || body.run(&coordinator))?;
+        Ok(Self { epoch, links, begin, closers, counters })
+    }
+
+    /// Gives the stage a data connection.
+    pub fn connect(&self, kind: DataKind, connection: Connection) {
+        Closers::add(&self.closers, connection.closer.clone());
+        let _ = self.links.send((kind, connection));
+    }
+
+    /// All stages are loaded: the next one may be dialled.
+    pub fn start(&self) {
+        let _ = self.begin.try_send(());
+    }
+
+    /// What the stage has counted.
+    pub fn stats(&self, id: u64) -> Stats {
+        let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        Stats {
+            id,
+            epoch: Some(self.epoch),
+            sessions: u32::try_from(read(&counters.sessions)).unwrap_or(u32::MAX),
+            frames: read(&counters.frames),
+            tokens: read(&counters.tokens),
+            frames_stale: read(&counters.frames_stale),
+            bytes_in: read(&counters.bytes_in),
+            bytes_out: read(&counters.bytes_out),
+            kv_bytes: read(&counters.kv_bytes),
+            ..Stats::default()
+        }
+    }
+}
+
+impl Drop for StageHandle {
+    fn drop(&mut self) {
+        let mut closers = self.closers.lock().unwrap_or_else(PoisonError::into_inner);
+        closers.closed = true;
+        closers.links.drain(..).for_each(|closer| closer.close());
+    }
+}
+
+/// What the stage's thread owns.
+struct StageBody {
+    shared: Arc<Shared>,
+    control: ControlSender,
+    order: Prepare,
+    incoming: Receiver<DataLink>,
+    started: Receiver<()>,
+    closers: Arc<Mutex<Closers>>,
+    counters: Arc<StageCounters>,
+}
+
+impl StageBody {
+    fn run(self, coordinator: &Closer) {
+        let served = self.serve();
+        // A stage that was taken down on purpose has nothing to say to the coordinator: it may be loading the next.
+        let torn_down = self.closers.lock().unwrap_or_else(PoisonError::into_inner).closed;
+        let why = match served {
+            Err(error) if !torn_down => {
+                let reason = error.chain();
+                let refused = Refused { blame: error.blame(), reason: reason.clone() };
+                if self.control.send(&Control::Refused(refused)).is_err() {
+                    // The coordinator cannot be told; make sure that it notices.
+                    coordinator.close();
+                }
+                reason
+            }
+            _ => "the ring was taken down".to_owned(),
+        };
+        self.tell(StageEvent::Ended { why });
+    }
+
+    fn tell(&self, event: StageEvent) {
+        (self.shared.observer)(WorkerEvent::Stage(event));
+    }
+
+    fn layers(&self) -> std::ops::Range<usize> {
+        self.order.layers.into()
+    }
+
+    /// Load, connect, then frames until the ring ends.
+    fn serve(&self) -> Result<(), NodeError> {
+        let (runner, tokenizer) = self.load()?;
+        let weight_bytes = runner.stage().weight_bytes() as u64;
+        self.say(&Control::Ready(Ready {
+            epoch: self.order.epoch,
+            bytes_loaded: weight_bytes,
+            weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
+        }))?;
+        let (upstream, downstream) = self.connect()?;
+        let (inbox, recycle, end) = receive_frames(upstream, &self.order.limits)?;
+        self.say(&Control::Started { epoch: self.order.epoch })?;
+        let (layers, layers_total) = (self.layers(), self.order.layers_total as usize);
+        self.tell(StageEvent::Running { layers, layers_total, weight_bytes, tail: self.order.tail });
+        let observer = |done: StepDone| {
+            let text = done.sampled.iter().map(|&id| token_text(tokenizer.as_ref(), id)).collect();
+            self.tell(StageEvent::Step { done, layers: self.layers(), text });
+        };
+        let mut stage = StageLoop {
+            runner,
+            limits: self.order.limits,
+            epoch: self.order.epoch,
+            id: control::wire_id(self.shared.identity.node_id()),
+            downstream,
+            counters: self.counters.clone(),
+            observer: &observer,
+            out: Vec::new(),
+            segments: Vec::new(),
+            trail: Vec::new(),
+        };
+        stage.run(&inbox, &recycle)?;
+        match end.try_recv() {
+            // Ours, or the coordinator's own end: nobody is to blame.
+            Ok(swarm_link::LinkError::ClosedHere | swarm_link::LinkError::Closed) | Err(_) => Ok(()),
+            Ok(error) => Err(error.into()),
+        }
+    }
+
+    fn say(&self, message: &Control) -> Result<(), NodeError> {
+        self.control.send(message).map_err(|error| NodeError::Lost {
+            node: "the coordinator".to_owned(),
+            what: format!("cannot be reached: {}", crate::error::chain(&error)),
+        })
+    }
+
+    fn load(&self) -> Result<(StageRunner, Option<Tokenizer>), NodeError> {
+        let (order, config) = (&self.order, &self.shared.config);
+        if order.numerics != swarm_kernels::NUMERICS {
+            let (theirs, ours) =
+                (order.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());
+            return Err(NodeError::Numerics { node: "the coordinator".into(), theirs, ours });
+        }
+        let checkpoint = find_model(config.model.as_ref(), &order.model, &order.fingerprint.0)?;
+        self.check_model(&checkpoint)?;
+        let stage_order = StageOrder {
+            layers: self.layers(),
+            context: order.context as usize,
+            kv_type: kv_type(order.kv_type),
+            sessions_max: order.sessions_max as usize,
+            tokens_max: order.limits.tokens_max as usize,
+        };
+        let need = StageNeed::of(&checkpoint, &stage_order)?;
+        let memory = control::memory_offered(config.memory_bytes);
+        let kv_bytes = need.kv_budget(&stage_order.layers, memory, stage_order.sessions_max)?;
+        let mut last = Instant::now();
+        let mut progress = |done: swarm_model::LoadProgress| {
+            let now = Instant::now();
+            if now.duration_since(last) > Duration::from_millis(200) || done.bytes_done == done.bytes_total {
+                last = now;
+                let swarm_model::LoadProgress { bytes_done, bytes_total } = done;
+                // A coordinator that has gone is noticed by the control thread.
+                let _ = self.control.send(&Control::Loading(Loading { bytes_done, bytes_total }));
+                let layers_total = order.layers_total as usize;
+                self.tell(StageEvent::Loading {
+                    layers: self.layers(),
+                    layers_total,
+                    bytes_done,
+                    bytes_total,
+                });
+            }
+        };
+        let threads = order.threads.map(|threads| threads as usize).or(config.threads);
+        let threads = threads.unwrap_or_else(machine::cores);
+        let stage = load(&checkpoint, &stage_order, threads, &mut progress)?;
+        let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
+        let pool = machine::pool(threads, config.cores.clone());
+        Ok((
+            StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max),
+            tokenizer,
+        ))
+    }
+
+    /// The order must fit the model and the limits must be the model's.
+    fn check_model(&self, checkpoint: &swarm_weights::Checkpoint) -> Result<(), NodeError> {
+        let (order, model) = (&self.order, checkpoint.config());
+        let fits = order.layers_total as usize == model.num_hidden_layers
+            && order.tail == (order.layers.end == order.layers_total)
+            && order.limits.width as usize == model.hidden_size
+            && order.limits.vocab as usize == model.vocab_size
+            && order.limits.context_max == order.context;
+        if fits {
+            return Ok(());
+        }
+        let what = "it ordered a stage that does not fit the model".to_owned();
+        Err(NodeError::BadPeer { node: "the coordinator".into(), what })
+    }
+
+    /// Waits for the upstream (and on the tail for the coordinator's connection), and dials the next stage when told
+    /// to: by then it is loaded, so it takes us at once.
+    fn connect(&self) -> Result<(swarm_link::Receiver, Downstream), NodeError> {
+        let deadline = Instant::now() + ASSEMBLY;
+        let (mut upstream, mut downstream) = (None, None);
+        if let Some(next) = &self.order.next {
+            self.started.recv_deadline(deadline).map_err(|_| assembly("the order to start"))?;
+            downstream = Some(Downstream::Next(self.dial(next)?));
+        }
+        loop {
+            (upstream, downstream) = match (upstream, downstream) {
+                (Some(upstream), Some(downstream)) => return Ok((upstream, downstream)),
+                part => part,
+            };
+            match self.incoming.recv_deadline(deadline) {
+                Ok((DataKind::Hidden, link)) if upstream.is_none() => upstream = Some(link.receiver),
+                Ok((DataKind::Tokens, link)) if self.order.tail && downstream.is_none() => {
+                    downstream =
+                        Some(Downstream::Coordinator(limit_sender(link.sender, &self.order.limits)?));
+                }
+                Ok(_) => return Err(assembly("one connection of each kind, but another came")),
+                Err(RecvTimeoutError::Timeout) => return Err(assembly("the other stages")),
+                Err(RecvTimeoutError::Disconnected) => return Err(assembly("a ring that was taken down")),
+            }
+        }
+    }
+
+    fn dial(&self, next: &NextHop) -> Result<swarm_link::Sender, NodeError> {
+        let (sender, closer) = dial_data(&self.shared.identity, next, self.order.epoch, DataKind::Hidden)
+            .map(|link| (link.sender, link.closer))?;
+        Closers::add(&self.closers, closer);
+        limit_sender(sender, &self.order.limits)
+    }
+}
+
+/// Connects to a stage for `kind` and greets it.
+pub(crate) fn dial_data(
+    identity: &swarm_link::Identity,
+    next: &NextHop,
+    epoch: Epoch,
+    kind: DataKind,
+) -> Result<Connection, NodeError> {
+    let settings = LinkSettings { write_timeout: WRITE, ..LinkSettings::default() };
+    let mut link = dial(&next.addresses, identity, &settings, DIAL)?;
+    if control::wire_id(link.peer.node) != next.node_id {
+        return Err(NodeError::BadPeer {
+            node: format!("the node at {}", link.peer.address),
+            what: "it is another one than the coordinator named".to_owned(),
+        });
+    }
+    let hello = DataHello { epoch, kind, from: control::wire_id(identity.node_id()) };
+    link.sender.send(&[&hello.encode()])?;
+    Ok(link)
+}
+
+/// Lets a data connection send frames as long as the limits allow.
+pub(crate) fn limit_sender(
+    mut sender: swarm_link::Sender,
+    limits: &Limits,
+) -> Result<swarm_link::Sender, NodeError> {
+    let bytes = limits.frame_bytes_max().map_err(|error| NodeError::Request(error.to_string()))?;
+    sender.set_message_bytes_max(usize::try_from(bytes).unwrap_or(usize::MAX));
+    Ok(sender)
+}
+
+pub(crate) fn kv_type(wire: swarm_wire::KvType) -> KvType {
+    match wire {
+        swarm_wire::KvType::F16 => KvType::F16,
+        swarm_wire::KvType::F32 => KvType::F32,
+    }
+}
+
+fn assembly(what: &str) -> NodeError {
+    NodeError::Refused {
+        node: "this worker".into(),
+        blame: Blame::Link,
+        reason: format!("it waited in vain for {what}"),
+    }
+}
+
+fn token_text(tokenizer: Option<&Tokenizer>, id: u32) -> String {
+    let bytes = tokenizer.and_then(|tokenizer| tokenizer.token_bytes(id));
+    bytes.map_or_else(|| format!("#{id}"), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,384 @@
+//! From a configuration to a connected ring, step by step: open, find, place, order, load, connect.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use swarm_link::Identity;
+use swarm_model::{LoadProgress, stage_size};
+use swarm_ring::{ModelShape, NodeCapacity, Placement, Scheduler, SchedulerConfig, Timers, place};
+use swarm_text::{ChatTemplate, Tokenizer};
+use swarm_weights::Checkpoint;
+use swarm_wire::{Control, DataKind, Epoch, Fingerprint, KvType, Limits, NextHop, NodeId, Prepare, Role};
+
+use crate::control;
+use crate::coordinator::Ring;
+use crate::engine::{EngineConfig, EngineEvent, EngineObserver, Info, NodeReport};
+use crate::error::NodeError;
+use crate::machine;
+use crate::room::{Member, Note, NoteKind, Room, gather};
+use crate::runner::StageRunner;
+use crate::serve::{dial_data, limit_sender};
+use crate::stage_loop::receive_frames;
+use crate::stage_setup::{StageNeed, StageOrder, load};
+
+/// The context used when nobody asks for one.
+const CONTEXT_DEFAULT: usize = 4096;
+/// A worker that loads says so several times a second; this much silence is a fault.
+const LOADING_SILENT: Duration = Duration::from_secs(120);
+/// Longest wait for all data connections once every stage is loaded.
+const CONNECTING: Duration = Duration::from_secs(15);
+
+/// Everything the coordinator's thread needs.
+pub(crate) struct Assembled {
+    pub runner: StageRunner,
+    pub scheduler: Scheduler,
+    pub limits: Limits,
+    pub ring: Option<Ring>,
+    pub room: Room,
+    pub info: Info,
+}
+
+pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
+    Ok(Checkpoint::open(&swarm_weights::cache::resolve(name)?)?)
+}
+
+pub(crate) fn context(config: &EngineConfig, model: &Checkpoint) -> Result<usize, NodeError> {
+    let max = model.config().max_position_embeddings;
+    match config.context {
+        Some(context) if context == 0 || context > max => Err(NodeError::Request(format!(
+            "a context of {context} positions was asked for, but the model was made for 1 to {max}"
+        ))),
+        asked => Ok(asked.unwrap_or(CONTEXT_DEFAULT.min(max))),
+    }
+}
+
+fn own_id(identity: &Identity) -> NodeId {
+    control::wire_id(identity.node_id())
+}
+
+fn threads(config: &EngineConfig) -> usize {
+    config.threads.unwrap_or_else(machine::cores)
+}
+
+pub(crate) fn find_members(
+    config: &EngineConfig,
+    identity: &Identity,
+    observer: EngineObserver<'_>,
+    model: &Checkpoint,
+) -> Result<Room, NodeError> {
+    let memory = control::memory_offered(config.memory_bytes);
+    let own = control::hello(
+        own_id(identity),
+        &config.name,
+        Role::Coordinator,
+        threads(config),
+        memory,
+        config.read_gb_s,
+    );
+    let mut search = config.search.clone();
+    // A node without a layer has nothing to do.
+    search.at_most = search.at_most.min(model.config().num_hidden_layers.saturating_sub(1));
+    if let Some(cut) = &config.cut {
+        search.at_least = cut.len().saturating_sub(1);
+        search.at_most = search.at_least;
+    }
+    gather(&search, identity, &own, config.state_dir.as_deref(), &|event| {
+        observer(EngineEvent::Search(event))
+    })
+}
+
+pub(crate) fn place_layers(
+    config: &EngineConfig,
+    identity: &Identity,
+    model: &Checkpoint,
+    context: usize,
+    room: &Room,
+) -> Result<Placement, NodeError> {
+    let layers = model.config().num_hidden_layers;
+    let size = stage_size(model, 0..layers, config.kv_type)
+        .map_err(|source| NodeError::Load { layers: 0..layers, source })?;
+    let kv_session = size.kv_bytes_per_position.saturating_mul(context as u64);
+    let shape = ModelShape {
+        layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
+        embed_bytes: model.embed_bytes(),
+        head_bytes: model.head_bytes(),
+        tied: model.config().tie_word_embeddings,
+        kv_bytes_per_layer: kv_session / layers.max(1) as u64,
+        scratch_bytes: size
+            .scratch_bytes(config.chunk, config.sessions_max)
+            .saturating_add(size.rope_bytes(context)),
+    };
+    let mut nodes = vec![NodeCapacity {
+        id: own_id(identity),
+        name: config.name.clone(),
+        memory_bytes: control::memory_offered(config.memory_bytes),
+        read_gb_s: config.read_gb_s,
+        cores: u32::try_from(threads(config)).unwrap_or(u32::MAX),
+    }];
+    nodes.extend(room.members.iter().map(|member| NodeCapacity {
+        id: member.id(),
+        name: member.hello.name.clone(),
+        memory_bytes: member.hello.memory_bytes_available,
+        read_gb_s: member.hello.read_gb_s,
+        cores: member.hello.cores,
+    }));
+    Ok(place(&nodes, &shape, config.cut.as_deref())?)
+}
+
+/// Does all of it.
+pub(crate) fn assemble(
+    config: &EngineConfig,
+    identity: &Identity,
+    observer: EngineObserver<'_>,
+) -> Result<Assembled, NodeError> {
+    let model = open_model(&config.model)?;
+    let tokenizer = Tokenizer::from_checkpoint(&model)?;
+    let template = ChatTemplate::from_checkpoint(&model, &tokenizer)?;
+    let context = context(config, &model)?;
+    let room = find_members(config, identity, observer, &model)?;
+    let placement = place_layers(config, identity, &model, context, &room)?;
+    observer(EngineEvent::Placed(placement.clone()));
+    let assembly = Assembly {
+        config,
+        identity,
+        observer,
+        limits: limits(config, &model, context, placement.stages.len())?,
+        model: &model,
+        context,
+        placement: &placement,
+        epoch: Epoch(1),
+    };
+    assembly.order_stages(&room)?;
+    let runner = assembly.load_own()?;
+    let mut nodes = assembly.await_ready(&room)?;
+    nodes.insert(0, assembly.own_report(&runner));
+    let ring = assembly.connect(&room)?;
+    let scheduler = Scheduler::new(SchedulerConfig {
+        epoch: assembly.epoch,
+        limits: assembly.limits,
+        sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
+        chunk: u32::try_from(config.chunk).unwrap_or(u32::MAX),
+        frames_in_flight_max: u32::try_from(placement.stages.len() + 1).unwrap_or(u32::MAX),
+        timers: Timers::default(),
+    })
+    .map_err(|error| NodeError::Request(crate::error::chain(&error)))?;
+    let info = Info {
+        model_name: model.name().to_owned(),
+        fingerprint: model.fingerprint()?,
+        tokenizer,
+        template,
+        context,
+        nodes,
+        round_trips: room.members.iter().map(|member| member.pulse.clone()).collect(),
+        fault: Arc::new(Mutex::new(None)),
+        placement: placement.clone(),
+    };
+    let limits = assembly.limits;
+    Ok(Assembled { runner, scheduler, limits, ring, room, info })
+}
+
+fn limits(
+    config: &EngineConfig,
+    model: &Checkpoint,
+    context: usize,
+    stages: usize,
+) -> Result<Limits, NodeError> {
+    let small = |what: &str, value: usize| {
+        u32::try_from(value).map_err(|_| NodeError::Request(format!("{what} is {value}, which is too large")))
+    };
+    let limits = Limits {
+        width: small("the model's width", model.config().hidden_size)?,
+        vocab: small("the vocabulary", model.config().vocab_size)?,
+        context_max: small("the context", context)?,
+        tokens_max: small("the prompt chunk", config.chunk.max(config.sessions_max))?,
+        segments_max: small("the number of sessions", config.sessions_max)?,
+        stages_max: small("the number of nodes", stages)?,
+    };
+    limits.validate().map_err(|error| NodeError::Request(error.to_string()))?;
+    Ok(limits)
+}
+
+struct Assembly<'a> {
+    config: &'a EngineConfig,
+    identity: &'a Identity,
+    observer: EngineObserver<'a>,
+    model: &'a Checkpoint,
+    context: usize,
+    placement: &'a Placement,
+    limits: Limits,
+    epoch: Epoch,
+}
+
+impl Assembly<'_> {
+    /// Tells every worker which stage it becomes. They load at the same time as this node.
+    fn order_stages(&self, room: &Room) -> Result<(), NodeError> {
+        let fingerprint = Fingerprint(self.model.fingerprint()?);
+        let layers_total = self.placement.stages.last().map_or(0, |stage| stage.layers.end);
+        let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        for (index, (member, stage)) in room.members.iter().zip(&self.placement.stages[1..]).enumerate() {
+            let order = Prepare {
+                epoch: self.epoch,
+                model: self.config.model.chars().take(swarm_wire::MODEL_CHARS_MAX).collect(),
+                fingerprint,
+                layers: stage
+                    .layers
+                    .clone()
+                    .try_into()
+                    .map_err(|_| NodeError::Request("too many layers".into()))?,
+                layers_total: small(layers_total),
+                tail: index + 1 == room.members.len(),
+                kv_type: match self.config.kv_type {
+                    swarm_kernels::KvType::F16 => KvType::F16,
+                    swarm_kernels::KvType::F32 => KvType::F32,
+                },
+                context: small(self.context),
+                sessions_max: small(self.config.sessions_max),
+                limits: self.limits,
+                next: room.members.get(index + 1).map(|next| hop(member, next)),
+                threads: self.config.worker_threads.map(small),
+                numerics: swarm_kernels::NUMERICS.to_owned(),
+            };
+            say(member, &Control::Prepare(Box::new(order)))?;
+        }
+        Ok(())
+    }
+
+    fn load_own(&self) -> Result<StageRunner, NodeError> {
+        let layers = self.placement.stages.first().map_or(0..0, |stage| stage.layers.clone());
+        let order = StageOrder {
+            layers,
+            context: self.context,
+            kv_type: self.config.kv_type,
+            sessions_max: self.config.sessions_max,
+            tokens_max: self.limits.tokens_max as usize,
+        };
+        let need = StageNeed::of(self.model, &order)?;
+        let memory = control::memory_offered(self.config.memory_bytes);
+        let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
+        let stage = load(
+            self.model,
+            &order,
+            threads(self.config),
+            &mut |LoadProgress { bytes_done, bytes_total }| {
+                (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total });
+            },
+        )?;
+        let pool = machine::pool(threads(self.config), self.config.cores.clone());
+        Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max))
+    }
+
+    fn own_report(&self, runner: &StageRunner) -> NodeReport {
+        NodeReport {
+            name: control::node_name(&self.config.name, &own_id(self.identity)),
+            layers: runner.stage().layers(),
+            bytes_loaded: runner.stage().weight_bytes() as u64,
+            weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
+            round_trip_us: None,
+        }
+    }
+
+    /// Waits until every worker has its stage in memory.
+    fn await_ready(&self, room: &Room) -> Result<Vec<NodeReport>, NodeError> {
+        let mut reports: Vec<Option<NodeReport>> = room.members.iter().map(|_| None).collect();
+        let mut heard = Instant::now();
+        while reports.iter().any(Option::is_none) {
+            let silent = || NodeError::Lost {
+                node: "a worker".into(),
+                what: format!("said nothing for {} s while loading", LOADING_SILENT.as_secs()),
+            };
+            let note = room.notes.recv_deadline(heard + LOADING_SILENT).map_err(|_| silent())?;
+            let (index, member, message) = read_note(room, note)?;
+            heard = Instant::now();
+            match message {
+                Control::Loading(loading) => (self.observer)(EngineEvent::Loading {
+                    node: index + 1,
+                    bytes_done: loading.bytes_done,
+                    bytes_total: loading.bytes_total,
+                }),
+                Control::Ready(ready) if ready.epoch == self.epoch => {
+                    reports[index] = Some(NodeReport {
+                        name: member.name.clone(),
+                        layers: self.placement.stages[index + 1].layers.clone(),
+                        bytes_loaded: ready.bytes_loaded,
+                        weight_bytes_per_token: ready.weight_bytes_per_token,
+                        round_trip_us: None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        Ok(reports.into_iter().flatten().collect())
+    }
+
+    /// Connects the ring: hidden rows to the first worker, tokens from the tail; the workers connect to each other.
+    fn connect(&self, room: &Room) -> Result<Option<Ring>, NodeError> {
+        let (Some(first), Some(tail)) = (room.members.first(), room.members.last()) else { return Ok(None) };
+        for member in &room.members {
+            say(member, &Control::Start { epoch: self.epoch })?;
+        }
+        let link = |member: &Member, kind| {
+            let target = NextHop { node_id: member.id(), addresses: member.addresses.clone() };
+            dial_data(self.identity, &target, self.epoch, kind)
+        };
+        let tokens = link(tail, DataKind::Tokens)?;
+        let hidden = link(first, DataKind::Hidden)?;
+        let deadline = Instant::now() + CONNECTING;
+        let mut started = vec![false; room.members.len()];
+        while !started.iter().all(|&started| started) {
+            let note = room.notes.recv_deadline(deadline).map_err(|_| {
+                let missing = started.iter().position(|&started| !started).unwrap_or(0);
+                let node = room.members.get(missing).map_or_else(String::new, |member| member.name.clone());
+                let what = "could not connect to its neighbour in time; check that no firewall is between the workers";
+                NodeError::Lost { node, what: what.into() }
+            })?;
+            if let (index, _, Control::Started { epoch }) = read_note(room, note)?
+                && epoch == self.epoch
+            {
+                started[index] = true;
+            }
+        }
+        let (inbox, recycle, end) = receive_frames(tokens.receiver, &self.limits)?;
+        Ok(Some(Ring { next: limit_sender(hidden.sender, &self.limits)?, inbox, recycle, end }))
+    }
+}
+
+/// The addresses of `next` as `from` may reach it. Loopback addresses lead from another computer to itself, so they
+/// are named only between two nodes that were both reached by loopback.
+fn hop(from: &Member, next: &Member) -> NextHop {
+    let loopback =
+        |member: &Member| member.addresses.first().is_some_and(|address| address.ip().is_loopback());
+    let mut addresses = next.addresses.clone();
+    if !(loopback(from) && loopback(next)) && addresses.iter().any(|address| !address.ip().is_loopback()) {
+        addresses.retain(|address| !address.ip().is_loopback());
+    }
+    addresses.truncate(swarm_wire::ADDRESSES_MAX);
+    NextHop { node_id: next.id(), addresses }
+}
+
+fn say(member: &Member, message: &Control) -> Result<(), NodeError> {
+    member.control.send(message).map_err(|error| NodeError::Lost {
+        node: member.name.clone(),
+        what: format!("cannot be reached: {}", crate::error::chain(&error)),
+    })
+}
+
+/// What a member says, or the error that its news is.
+fn read_note(room: &Room, note: Note) -> Result<(usize, &Member, Control), NodeError> {
+    let unknown = || NodeError::BadPeer { node: note.node.short(), what: "it is not in the ring".into() };
+    let index = room.members.iter().position(|member| member.id() == note.node).ok_or_else(unknown)?;
+    let member = &room.members[index];
+    let node = member.name.clone();
+    match note.what {
+        NoteKind::Lost(why) => {
+            Err(NodeError::Lost { node, what: format!("was lost while it loaded: {why}") })
+        }
+        NoteKind::Says(message) => match *message {
+            Control::Refused(refused) => {
+                let reason = refused.reason.escape_debug().to_string();
+                Err(NodeError::Refused { node, blame: refused.blame, reason })
+            }
+            Control::Bye => Err(NodeError::Lost { node, what: "left while it loaded".into() }),
+            message => Ok((index, member, message)),
+        },
+    }
+}

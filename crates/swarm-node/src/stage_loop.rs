@@ -1,0 +1,285 @@
+//! The data path of a worker's stage: receive, admit, forward, send.
+//!
+//! One thread receives and decrypts, one computes and sends. Between them is a short bounded queue, so the next
+//! chunk of a prompt arrives while this one is computed, and a slow stage slows its sender down instead of filling
+//! memory. Buffers go round; nothing is allocated per step once they have grown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use swarm_link::LinkError;
+use swarm_wire::{
+    DataKind, Epoch, Failed, Frame, FrameHead, FrameKind, FrameView, Hidden, HiddenView, Limits, NodeId,
+    OpenView, SegmentHead, StageTime, Tokens, patch_sent_us, peek,
+};
+
+use crate::clock::now_us;
+use crate::error::NodeError;
+use crate::runner::{Failure, StageRunner};
+
+/// Frames that may wait for the compute thread.
+const QUEUE: usize = 2;
+
+/// A frame as it came.
+pub(crate) struct Inbound {
+    pub bytes: Vec<u8>,
+    pub received_us: u64,
+    pub wire_bytes: u64,
+}
+
+/// Where a stage sends its frames.
+pub(crate) enum Downstream {
+    /// Hidden rows to the next stage.
+    Next(swarm_link::Sender),
+    /// Tokens to the coordinator: this stage is the tail.
+    Coordinator(swarm_link::Sender),
+}
+
+impl Downstream {
+    fn sender(&mut self) -> &mut swarm_link::Sender {
+        match self {
+            Self::Next(sender) | Self::Coordinator(sender) => sender,
+        }
+    }
+}
+
+/// What a stage did for one frame, for whoever watches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepDone {
+    /// Bytes of the frame that arrived, as they were on the wire.
+    pub bytes_in: u64,
+    /// Bytes of the frame that left.
+    pub bytes_out: u64,
+    /// Rows computed.
+    pub tokens: usize,
+    /// Time the forward took (and the head and sampling on the tail), in microseconds.
+    pub compute_us: u64,
+    /// On the tail: token ids sampled in this step.
+    pub sampled: Vec<u32>,
+}
+
+/// Counters of a stage, readable from any thread.
+#[derive(Default)]
+pub(crate) struct StageCounters {
+    pub frames: AtomicU64,
+    pub tokens: AtomicU64,
+    pub frames_stale: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+    pub kv_bytes: AtomicU64,
+    pub sessions: AtomicU64,
+}
+
+/// Receives frames on a thread of its own until the link ends. The receiver of the queue learns of the end by the
+/// queue's closing; why the link ended is the last word.
+pub(crate) fn receive_frames(
+    mut link: swarm_link::Receiver,
+    limits: &Limits,
+) -> Result<(Receiver<Inbound>, Sender<Vec<u8>>, Receiver<LinkError>), NodeError> {
+    let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
+    link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+    let (frames, inbox) = bounded(QUEUE);
+    let (recycle, used) = bounded::<Vec<u8>>(QUEUE + 1);
+    let (last_word, end) = bounded(1);
+    let body = move || {
+        loop {
+            let mut bytes = used.try_recv().unwrap_or_default();
+            match link.receive(&mut bytes) {
+                Ok(wire_bytes) => {
+                    let inbound = Inbound { bytes, received_us: now_us(), wire_bytes: wire_bytes as u64 };
+                    if frames.send(inbound).is_err() {
+                        return;
+                    }
+                }
+                Err(LinkError::Idle { .. }) => {}
+                Err(error) => {
+                    let _ = last_word.send(error);
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("receive".into())
+        .spawn(body)
+        .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
+    Ok((inbox, recycle, end))
+}
+
+/// A stage at work between its upstream and its downstream.
+pub(crate) struct StageLoop<'a> {
+    pub runner: StageRunner,
+    pub limits: Limits,
+    pub epoch: Epoch,
+    pub id: NodeId,
+    pub downstream: Downstream,
+    pub counters: Arc<StageCounters>,
+    pub observer: &'a dyn Fn(StepDone),
+    pub out: Vec<u8>,
+    pub segments: Vec<SegmentHead>,
+    pub trail: Vec<StageTime>,
+}
+
+impl StageLoop<'_> {
+    /// Serves frames until the upstream ends (`Ok`) or something breaks.
+    pub fn run(&mut self, inbox: &Receiver<Inbound>, recycle: &Sender<Vec<u8>>) -> Result<(), NodeError> {
+        while let Ok(inbound) = inbox.recv() {
+            self.step(&inbound)?;
+            // Full only when the receiver has enough buffers already.
+            let _ = recycle.try_send(inbound.bytes);
+        }
+        Ok(())
+    }
+
+    /// One frame: admitted, computed, sent on.
+    fn step(&mut self, inbound: &Inbound) -> Result<(), NodeError> {
+        self.counters.bytes_in.fetch_add(inbound.wire_bytes, Ordering::Relaxed);
+        let Some(view) = self.admit(&inbound.bytes)? else { return Ok(()) };
+        match view {
+            FrameView::Hidden(hidden) => return self.batch(&hidden, inbound),
+            FrameView::Open(open) => self.open(&open, &inbound.bytes)?,
+            FrameView::Truncate { session, position, .. } => {
+                match self.runner.truncate(session, position.index()) {
+                    Ok(()) => self.pass_on(&inbound.bytes)?,
+                    Err(failure) => self.report(vec![failure])?,
+                }
+            }
+            FrameView::Close { session, .. } => {
+                self.runner.close(session);
+                self.pass_on(&inbound.bytes)?;
+            }
+            FrameView::Failed(failed) => {
+                if let Some(session) = failed.session {
+                    self.runner.close(session);
+                }
+                self.send_frame(&inbound.bytes)?;
+            }
+            FrameView::Tokens(_) => return Err(self.broke("it sent tokens down the ring")),
+            _ => return Err(self.broke("it sent a frame of another protocol version")),
+        }
+        self.gauges();
+        Ok(())
+    }
+
+    /// Decodes a frame against the agreed limits. `None` for a frame of an older placement, which is counted and
+    /// dropped: after a heal, stragglers must not touch the new KV rows.
+    fn admit<'b>(&self, bytes: &'b [u8]) -> Result<Option<FrameView<'b>>, NodeError> {
+        let head = peek(bytes).map_err(|e| self.broke(&e.to_string()))?;
+        if head.epoch < self.epoch {
+            self.counters.frames_stale.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        if head.epoch > self.epoch {
+            return Err(self.broke("its placement is newer than this stage knows"));
+        }
+        if !head.kind.belongs_on(DataKind::Hidden) || head.kind == FrameKind::Tokens {
+            return Err(self.broke("it sent tokens down the ring"));
+        }
+        FrameView::decode(bytes, &self.limits).map(Some).map_err(|e| self.broke(&e.to_string()))
+    }
+
+    /// A batch of hidden rows: the layers over it, and on the tail the head and the sampler.
+    fn batch(&mut self, hidden: &HiddenView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
+        hidden.rows_into(self.runner.rows_mut(hidden.tokens())).map_err(|e| self.broke(&e.to_string()))?;
+        self.segments.clear();
+        self.segments.extend(hidden.segments());
+        self.trail.clear();
+        self.trail.extend(hidden.trail());
+        let started_us = now_us();
+        let mut failures = self.runner.forward(&mut self.segments);
+        let items = match self.downstream {
+            Downstream::Coordinator(_) => self.runner.sample(&self.segments, &mut failures),
+            Downstream::Next(_) => Vec::new(),
+        };
+        let finished_us = now_us();
+        self.trail.push(StageTime {
+            received_us: inbound.received_us,
+            started_us,
+            finished_us,
+            sent_us: finished_us,
+            bytes_in: inbound.wire_bytes,
+        });
+        self.report(failures)?;
+        let bytes_out = self.send_batch(hidden.head, &items)?;
+        self.counters.frames.fetch_add(1, Ordering::Relaxed);
+        self.counters.tokens.fetch_add(hidden.tokens() as u64, Ordering::Relaxed);
+        self.gauges();
+        (self.observer)(StepDone {
+            bytes_in: inbound.wire_bytes,
+            bytes_out,
+            tokens: hidden.tokens(),
+            compute_us: finished_us.saturating_sub(started_us),
+            sampled: items.iter().map(|item| item.token).collect(),
+        });
+        Ok(())
+    }
+
+    fn send_batch(&mut self, head: FrameHead, items: &[swarm_wire::TokenOut]) -> Result<u64, NodeError> {
+        let frame = match self.downstream {
+            Downstream::Next(_) => {
+                let (segments, trail) = (&self.segments[..], &self.trail[..]);
+                Frame::Hidden(Hidden { head, segments, trail, rows: self.runner.rows() })
+            }
+            Downstream::Coordinator(_) => Frame::Tokens(Tokens { head, items, trail: &self.trail }),
+        };
+        let ours = |error: swarm_wire::EncodeError| {
+            NodeError::Request(format!("a frame cannot be encoded: {error}"))
+        };
+        frame.encode(&self.limits, &mut self.out).map_err(ours)?;
+        patch_sent_us(&mut self.out, now_us()).map_err(ours)?;
+        let sent = self.downstream.sender().send(&[&self.out])?;
+        self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
+        Ok(sent as u64)
+    }
+
+    fn open(&mut self, open: &OpenView<'_>, bytes: &[u8]) -> Result<(), NodeError> {
+        match self.runner.open(open.session, &open.sampling, open.prompt(), open.logits_hash) {
+            Ok(()) => self.pass_on(bytes),
+            Err(failure) => self.report(vec![failure]),
+        }
+    }
+
+    /// Session messages go on as they came; the tail is where they end.
+    fn pass_on(&mut self, bytes: &[u8]) -> Result<(), NodeError> {
+        match self.downstream {
+            Downstream::Next(_) => self.send_frame(bytes),
+            Downstream::Coordinator(_) => Ok(()),
+        }
+    }
+
+    fn send_frame(&mut self, bytes: &[u8]) -> Result<(), NodeError> {
+        let sent = self.downstream.sender().send(&[bytes])?;
+        self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tells the coordinator, by way of the tail, which sessions cannot go on. Their KV rows go at once.
+    fn report(&mut self, failures: Vec<Failure>) -> Result<(), NodeError> {
+        for failure in failures {
+            self.runner.close(failure.session);
+            let frame = Frame::Failed(Failed {
+                epoch: self.epoch,
+                session: Some(failure.session),
+                blame: failure.blame,
+                from: self.id,
+                text: &failure.text,
+            });
+            let mut bytes = Vec::new();
+            frame
+                .encode(&self.limits, &mut bytes)
+                .map_err(|error| NodeError::Request(format!("a frame cannot be encoded: {error}")))?;
+            self.send_frame(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn gauges(&self) {
+        self.counters.kv_bytes.store(self.runner.kv_bytes() as u64, Ordering::Relaxed);
+        self.counters.sessions.store(self.runner.sessions() as u64, Ordering::Relaxed);
+    }
+
+    fn broke(&self, what: &str) -> NodeError {
+        NodeError::BadPeer { node: "the stage before this one".to_owned(), what: what.to_owned() }
+    }
+}

@@ -1,0 +1,348 @@
+//! A worker: waits in the room, serves one stage at a time.
+//!
+//! Every authenticated connection says in its first message what it is: a control connection of a coordinator
+//! (JSON), or a data connection of the ring (a fixed greeting). One coordinator at a time owns the worker's stage;
+//! when its control connection ends, the stage and its sessions go, and the worker waits again.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use swarm_link::{Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener};
+use swarm_wire::{Blame, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, Pong, Refused, Role};
+
+use crate::clock::now_us;
+use crate::control::{self, ControlFault, ControlReceiver, ControlSender};
+use crate::error::NodeError;
+use crate::machine;
+use crate::serve::{StageEvent, StageHandle};
+
+/// Longest wait for a connection's first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// A coordinator pings four times a second; after this much silence it is gone.
+const COORDINATOR_SILENT: Duration = Duration::from_secs(8);
+
+/// How a worker is started.
+#[derive(Clone, Debug)]
+pub struct WorkerConfig {
+    /// What people call this node; the host name by default.
+    pub name: String,
+    /// The port to listen on, 0 for any.
+    pub port: u16,
+    /// Listen on loopback only and announce nothing: a worker of one command on this computer.
+    pub local_only: bool,
+    /// The model to serve; by default whatever a coordinator names, if it is here.
+    pub model: Option<PathBuf>,
+    /// Compute threads; all cores by default.
+    pub threads: Option<usize>,
+    /// Cores to pin the compute threads to.
+    pub cores: Option<Vec<usize>>,
+    /// Most bytes to use; by default what is free.
+    pub memory_bytes: Option<u64>,
+    /// Measured read bandwidth, if it was measured.
+    pub read_gb_s: Option<f64>,
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            name: machine::host_name(),
+            port: 0,
+            local_only: false,
+            model: None,
+            threads: None,
+            cores: None,
+            memory_bytes: None,
+            read_gb_s: None,
+        }
+    }
+}
+
+/// What a worker tells whoever watches it.
+#[derive(Clone, Debug)]
+pub enum WorkerEvent {
+    /// It listens and (unless local) is announced.
+    Waiting { port: u16 },
+    /// Nobody can find it by mDNS, and why; `--peer` still works.
+    DiscoveryUnavailable { why: String },
+    /// Somebody without the swarm secret, or no node at all, tried to connect.
+    Stranger { why: String },
+    /// A coordinator has come.
+    Joined { coordinator: String },
+    /// What happens to the stage.
+    Stage(StageEvent),
+    /// The coordinator has gone, and why.
+    Left { coordinator: String, why: String },
+}
+
+/// Receives the events of a worker, from any of its threads.
+pub type WorkerObserver = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
+
+/// A running worker. Stops when dropped.
+pub struct Worker {
+    shared: Arc<Shared>,
+    port: u16,
+    _discovery: Option<Discovery>,
+}
+
+pub(crate) struct Shared {
+    pub config: WorkerConfig,
+    pub identity: Identity,
+    pub observer: WorkerObserver,
+    listener: Listener,
+    slot: Mutex<Option<Slot>>,
+    stopped: Receiver<()>,
+    stop: Mutex<Option<Sender<()>>>,
+}
+
+/// The stage that is being served, and who owns it.
+struct Slot {
+    owner: u64,
+    epoch: Epoch,
+    stage: StageHandle,
+}
+
+impl Worker {
+    /// Starts listening, announces the worker, and serves coordinators on threads of its own.
+    pub fn start(
+        config: WorkerConfig,
+        identity: Identity,
+        observer: WorkerObserver,
+    ) -> Result<Self, NodeError> {
+        let settings = LinkSettings::default();
+        let listener = if config.local_only {
+            Listener::bind_to(([127, 0, 0, 1], config.port).into(), &identity, &settings)?
+        } else {
+            Listener::bind(config.port, &identity, &settings)?
+        };
+        let port = listener.port();
+        let (stop, stopped) = bounded(0);
+        let discovery = announce(&config, &identity, port, &observer)?;
+        let shared = Arc::new(Shared {
+            config,
+            identity,
+            observer,
+            listener,
+            slot: Mutex::new(None),
+            stopped,
+            stop: Mutex::new(Some(stop)),
+        });
+        let accepting = shared.clone();
+        spawn("worker", move || accept(&accepting))?;
+        (shared.observer)(WorkerEvent::Waiting { port });
+        Ok(Self { shared, port, _discovery: discovery })
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Closing the channel ends the accept loop; closing the stage ends its threads.
+        lock(&self.shared.stop).take();
+        self.shared.listener.close();
+        lock(&self.shared.slot).take();
+    }
+}
+
+/// Announces the worker by mDNS; a network where that does not work is news, not an error.
+fn announce(
+    config: &WorkerConfig,
+    identity: &Identity,
+    port: u16,
+    observer: &WorkerObserver,
+) -> Result<Option<Discovery>, NodeError> {
+    if config.local_only {
+        return Ok(None);
+    }
+    let discovery = Discovery::start(identity.instance())?;
+    discovery.advertise(port);
+    let (events, observer) = (discovery.events().clone(), observer.clone());
+    spawn("announce", move || {
+        for event in events {
+            if let DiscoveryEvent::Unavailable { why, .. } = event {
+                observer(WorkerEvent::DiscoveryUnavailable { why });
+            }
+        }
+    })?;
+    Ok(Some(discovery))
+}
+
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), NodeError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(body)
+        .map(drop)
+        .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands each connection to a thread of its own until the worker stops.
+fn accept(shared: &Arc<Shared>) {
+    let (connections, refusals) = (shared.listener.connections(), shared.listener.refusals());
+    loop {
+        crossbeam_channel::select! {
+            recv(shared.stopped) -> _ => return,
+            recv(connections) -> connection => {
+                let Ok(connection) = connection else { return };
+                let serving = shared.clone();
+                if let Err(error) = spawn("serve", move || serve(&serving, connection)) {
+                    tracing::warn!("a connection is dropped: {}", error.chain());
+                }
+            }
+            recv(refusals) -> refusal => {
+                let Ok(refusal) = refusal else { return };
+                (shared.observer)(WorkerEvent::Stranger { why: crate::error::chain(&refusal.error) });
+            }
+        }
+    }
+}
+
+/// Reads a connection's first message and goes on accordingly.
+fn serve(shared: &Arc<Shared>, mut connection: Connection) {
+    let mut first = Vec::new();
+    connection.receiver.set_message_bytes_max(swarm_wire::CONTROL_BYTES_MAX);
+    if connection.receiver.set_idle_timeout(Some(FIRST_MESSAGE)).is_err()
+        || connection.receiver.receive(&mut first).is_err()
+    {
+        return;
+    }
+    if first.len() == DATA_HELLO_BYTES
+        && let Ok(hello) = DataHello::decode(&first)
+    {
+        data(shared, connection, &hello);
+        return;
+    }
+    match Control::decode(&first) {
+        Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
+        Ok(_) => tracing::warn!("a peer did not say hello first"),
+        Err(error) => tracing::warn!("a peer's first message is refused: {error}"),
+    }
+}
+
+/// A data connection goes to the stage it belongs to, or is closed.
+fn data(shared: &Shared, mut connection: Connection, hello: &DataHello) {
+    if hello.from != control::wire_id(connection.peer.node) {
+        return;
+    }
+    if connection.receiver.set_idle_timeout(None).is_err() {
+        return;
+    }
+    match &*lock(&shared.slot) {
+        Some(slot) if slot.epoch == hello.epoch => slot.stage.connect(hello.kind, connection),
+        _ => tracing::warn!("a data connection for {} does not belong to the stage served", hello.epoch),
+    }
+}
+
+/// Serves a coordinator until its control connection ends.
+fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
+    let (peer, sender, mut receiver, closer) = control::split(connection);
+    let name = control::node_name(&hello.name, &hello.node_id);
+    if let Err(error) = control::check_hello(&peer, hello) {
+        let _ = sender.send(&Control::Refused(Refused { blame: error.blame(), reason: error.chain() }));
+        return;
+    }
+    let (config, id) = (&shared.config, control::wire_id(shared.identity.node_id()));
+    let threads = config.threads.unwrap_or_else(machine::cores);
+    let memory = control::memory_offered(config.memory_bytes);
+    let welcome = control::hello(id, &config.name, Role::Worker, threads, memory, config.read_gb_s);
+    if sender.send(&Control::Welcome(welcome)).is_err() {
+        return;
+    }
+    (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
+    let owner = now_us();
+    let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
+    release(shared, owner);
+    (shared.observer)(WorkerEvent::Left { coordinator: name, why });
+}
+
+/// Answers control messages until the link ends; returns why it ended, in words.
+fn control_loop(
+    shared: &Arc<Shared>,
+    sender: &ControlSender,
+    receiver: &mut ControlReceiver,
+    owner: u64,
+    closer: &Closer,
+) -> String {
+    loop {
+        let message = match receiver.receive(Some(COORDINATOR_SILENT)) {
+            Ok(message) => message,
+            Err(ControlFault::Link(swarm_link::LinkError::Closed)) => {
+                return "it closed the connection".to_owned();
+            }
+            Err(error) => return error.to_string(),
+        };
+        let answer = match message {
+            Control::Ping(ping) => {
+                sender.send(&Control::Pong(Pong { id: ping.id, sent_us: ping.sent_us, node_us: now_us() }))
+            }
+            Control::Prepare(order) => match prepare(shared, sender, &order, owner, closer) {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    sender.send(&Control::Refused(Refused { blame: error.blame(), reason: error.chain() }))
+                }
+            },
+            Control::Start { epoch } => {
+                if let Some(slot) = &*lock(&shared.slot)
+                    && (slot.owner, slot.epoch) == (owner, epoch)
+                {
+                    slot.stage.start();
+                }
+                Ok(())
+            }
+            Control::StatsRequest { id } => {
+                let stats = lock(&shared.slot).as_ref().map(|slot| slot.stage.stats(id)).unwrap_or_default();
+                sender.send(&Control::Stats(swarm_wire::Stats { id, ..stats }))
+            }
+            Control::Release { .. } => {
+                release(shared, owner);
+                Ok(())
+            }
+            Control::Bye => return "it said goodbye".to_owned(),
+            _ => return "it sent a message that is not for a worker".to_owned(),
+        };
+        if let Err(error) = answer {
+            return error.to_string();
+        }
+    }
+}
+
+/// Takes the slot for this coordinator and begins to load the stage.
+fn prepare(
+    shared: &Arc<Shared>,
+    sender: &ControlSender,
+    order: &swarm_wire::Prepare,
+    owner: u64,
+    closer: &Closer,
+) -> Result<(), NodeError> {
+    let mut slot = lock(&shared.slot);
+    if slot.as_ref().is_some_and(|slot| slot.owner != owner) {
+        return Err(NodeError::Refused {
+            node: "this worker".into(),
+            blame: Blame::Link,
+            reason: "it serves another coordinator; try again when that one is done".into(),
+        });
+    }
+    // An earlier stage of the same coordinator goes first: both might not fit.
+    slot.take();
+    let stage = StageHandle::begin(shared, sender.clone(), order.clone(), closer.clone())?;
+    *slot = Some(Slot { owner, epoch: order.epoch, stage });
+    Ok(())
+}
+
+fn release(shared: &Shared, owner: u64) {
+    let mut slot = lock(&shared.slot);
+    if slot.as_ref().is_some_and(|slot| slot.owner == owner) {
+        slot.take();
+    }
+}
+
+/// Which connection a stage waits for.
+pub(crate) type DataLink = (DataKind, Connection);
