@@ -1,5 +1,6 @@
 //! Where this user's identity and memory are kept.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use etcetera::app_strategy::{AppStrategy, AppStrategyArgs, choose_app_strategy};
@@ -25,7 +26,11 @@ impl ConfigDir {
     /// # Errors
     /// [`IdentityError::NoHome`] when the user has no home folder and `SWARM_OS_HOME` is not set.
     pub fn locate() -> Result<Self, IdentityError> {
-        if let Some(home) = std::env::var_os(HOME_VARIABLE).filter(|home| !home.is_empty()) {
+        Self::choose(std::env::var_os(HOME_VARIABLE))
+    }
+
+    fn choose(home: Option<OsString>) -> Result<Self, IdentityError> {
+        if let Some(home) = home.filter(|home| !home.is_empty()) {
             // Made absolute once, so that a later change of folder does not move the identity.
             let home = std::path::absolute(&home)
                 .map_err(|source| IdentityError::Read { path: PathBuf::from(home), source })?;
@@ -58,5 +63,21 @@ impl ConfigDir {
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_wins_and_an_empty_one_is_none() {
+        let chosen = ConfigDir::choose(Some("some/where".into())).unwrap();
+        assert!(chosen.config().is_absolute() && chosen.config().ends_with("some/where"));
+        assert_eq!(chosen.state(), chosen.config().join("state"));
+        let platform = ConfigDir::choose(None).unwrap();
+        assert_eq!(ConfigDir::choose(Some("".into())).unwrap(), platform);
+        assert!(platform.config().ends_with("swarm-os"), "{platform:?}");
+        assert_ne!(platform.config(), platform.state());
     }
 }

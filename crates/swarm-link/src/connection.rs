@@ -56,7 +56,8 @@ pub struct PeerInfo {
 }
 
 /// A link to a peer that holds the same swarm secret. The socket closes when both halves are dropped, or
-/// by the closer.
+/// by the closer. Closing while messages from the peer lie unread resets the connection, and the peer may then
+/// lose what it has not read either: say goodbye, and wait for the answer, where that matters.
 #[derive(Debug)]
 pub struct Connection {
     /// Who it is.

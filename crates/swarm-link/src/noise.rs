@@ -85,6 +85,7 @@ pub(crate) enum HandshakeFailure {
 }
 
 /// What both sides hold when the handshake is over.
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Established {
     pub keys: Arc<StatelessTransportState>,
     pub suite: Suite,
@@ -237,3 +238,7 @@ fn read_instance(state: &mut HandshakeState, message: &[u8]) -> Result<InstanceI
     let instance = payload.first_chunk().ok_or(HandshakeFailure::Refused)?;
     Ok(InstanceId::from_bytes(*instance))
 }
+
+#[cfg(test)]
+#[path = "noise_tests.rs"]
+pub(crate) mod tests;

@@ -322,3 +322,7 @@ impl<T> std::fmt::Debug for RecordReader<T> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "record_tests.rs"]
+mod tests;

@@ -34,7 +34,7 @@ impl SwarmSecret {
     }
 
     /// The text a person copies to another computer: prefix, eight groups of eight hex digits, and a
-    /// group of four that catches a mistyped one. 87 characters.
+    /// group of four that catches a mistyped one. 92 characters.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         keyed_text(SECRET_PREFIX, &self.0)

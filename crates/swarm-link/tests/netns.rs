@@ -1,0 +1,254 @@
+//! Nodes on a small real network: network namespaces on one bridge, a process in each.
+//!
+//! Needs root and `ip`; without them the tests fail and say so. Each process is this test program again,
+//! started for the one ignored test at the end.
+
+use std::fmt::Write as _;
+use std::io::BufRead;
+use std::net::UdpSocket;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use swarm_link::{
+    Connection, Discovery, DiscoveryEvent, Identity, InstanceId, LinkSettings, Listener, PEERS_MAX,
+    SwarmSecret, dial,
+};
+use swarm_testkit::{NetLab, Proc, wait_for};
+
+const ROLE: &str = "SWARM_LINK_TEST_ROLE";
+const SOON: Duration = Duration::from_secs(20);
+
+fn start(lab: &NetLab, node: usize, role: &str) -> Proc {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--ignored", "--exact", "--nocapture", "one_process_of_the_network"]).env(ROLE, role);
+    Proc::spawn(&mut lab.run_in(node, &command)).unwrap()
+}
+
+/// The last word of the next line that contains `text`.
+fn word(process: &mut Proc, text: &str) -> String {
+    process.expect(SOON, text).unwrap().split(' ').next_back().unwrap_or_default().to_owned()
+}
+
+fn number(process: &mut Proc, command: &str) -> usize {
+    process.say(command).unwrap();
+    word(process, &format!("{command} is")).parse().unwrap()
+}
+
+#[test]
+fn a_node_in_one_namespace_finds_and_reaches_one_in_another() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    let address = word(&mut finder, "reached it at");
+    assert!(address.starts_with(&format!("{}:", lab.address(0))), "{address}");
+    finder.expect(SOON, "it answered: hello").unwrap();
+    // A goodbye is heard; a second node of the same computer is found as well.
+    let mut second = start(&lab, 0, "serve");
+    let other = word(&mut second, "serving as");
+    finder.expect(SOON, &format!("found {other}")).unwrap();
+    assert!(second.finish(SOON).unwrap().status.success());
+    finder.expect(SOON, &format!("lost {other}")).unwrap();
+    assert!(finder.finish(SOON).unwrap().status.success());
+    assert!(server.finish(SOON).unwrap().status.success());
+}
+
+#[test]
+fn a_network_that_is_missing_is_told_and_one_that_comes_back_is_used() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    let set = |state: &str| {
+        for device in ["lo", "eth0"] {
+            let mut command = Command::new("ip");
+            command.args(["link", "set", device, state]);
+            assert!(lab.run_in(1, &command).status().unwrap().success());
+        }
+    };
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    set("down");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    finder.expect(SOON, "unavailable").unwrap();
+    set("up");
+    finder.expect(SOON, "it answered: hello").unwrap();
+    wait_for(SOON, "the good news", || finder.output().contains("available again")).unwrap();
+}
+
+#[test]
+fn junk_floods_and_forged_goodbyes_do_not_hurt() {
+    let Some(lab) = NetLab::open(3).unwrap() else { return };
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    finder.expect(SOON, "it answered: hello").unwrap();
+    let mut stranger = start(&lab, 2, &format!("junk {instance}"));
+    stranger.expect(SOON, "junk sent").unwrap();
+    let peers = number(&mut finder, "peers");
+    assert!((1..=PEERS_MAX).contains(&peers), "{peers}");
+    assert!(number(&mut finder, "malformed") > 0);
+    assert!(number(&mut finder, "no_room") > 0);
+    assert_eq!(number(&mut finder, "restarts"), 0);
+    assert!(!finder.output().contains('\u{1b}'), "a stranger's name reached the terminal");
+    // Whether a goodbye in the name of the server is believed or not, its link does not care.
+    stranger.say("forge a goodbye").unwrap();
+    stranger.expect(SOON, "goodbye forged").unwrap();
+    finder.say("again").unwrap();
+    finder.expect(SOON, "it answered: again").unwrap();
+}
+
+#[test]
+#[ignore = "one half of the other tests, started by them"]
+fn one_process_of_the_network() {
+    let role = std::env::var(ROLE).expect("this test is a part of the others and is started by them");
+    println!();
+    match role.split_once(' ') {
+        None => serve(),
+        Some(("find", instance)) => find(InstanceId::parse(instance).unwrap()),
+        Some((_, instance)) => junk(instance),
+    }
+}
+
+fn identity() -> Identity {
+    Identity::ephemeral(SwarmSecret::from_bytes([1; 32])).unwrap()
+}
+
+/// Returns every message, until stdin closes.
+fn serve() {
+    let identity = identity();
+    let listener = Listener::bind(0, &identity, &LinkSettings::default()).unwrap();
+    let discovery = Discovery::start(identity.instance()).unwrap();
+    discovery.advertise(listener.port());
+    println!("serving as {}", identity.instance());
+    let connections = listener.connections().clone();
+    thread::spawn(move || {
+        for mut link in &connections {
+            thread::spawn(move || {
+                let mut message = Vec::new();
+                while link.receiver.receive(&mut message).is_ok() {
+                    link.sender.send(&[&message]).unwrap();
+                }
+            });
+        }
+    });
+    for line in std::io::stdin().lock().lines() {
+        line.unwrap();
+    }
+}
+
+fn ask(link: &mut Connection, text: &str) {
+    link.sender.send(&[text.as_bytes()]).unwrap();
+    let mut message = Vec::new();
+    link.receiver.receive(&mut message).unwrap();
+    println!("it answered: {}", String::from_utf8(message).unwrap());
+}
+
+/// Finds `wanted`, reaches it, then tells what it sees and does what stdin says.
+fn find(wanted: InstanceId) {
+    let identity = identity();
+    let discovery = Discovery::start(identity.instance()).unwrap();
+    discovery.advertise(4747);
+    let deadline = Instant::now() + SOON + SOON;
+    let found = loop {
+        match discovery.events().recv_deadline(deadline).unwrap() {
+            DiscoveryEvent::Found(peer) if peer.instance == wanted => break peer,
+            event => tell(&event),
+        }
+    };
+    let settings = LinkSettings { idle_timeout: Some(SOON), ..LinkSettings::default() };
+    let mut link = dial(&found.addresses, &identity, &settings, Duration::from_secs(5)).unwrap();
+    assert_eq!(link.peer.instance, wanted);
+    println!("reached it at {}", link.peer.address);
+    ask(&mut link, "hello");
+    let events = discovery.events().clone();
+    thread::spawn(move || events.iter().for_each(|event| tell(&event)));
+    for line in std::io::stdin().lock().lines() {
+        match line.unwrap().as_str() {
+            "peers" => println!("peers is {}", discovery.peers().len()),
+            "malformed" => println!("malformed is {}", discovery.stats().malformed),
+            "no_room" => println!("no_room is {}", discovery.stats().no_room),
+            "restarts" => println!("restarts is {}", discovery.stats().restarts),
+            text => ask(&mut link, text),
+        }
+    }
+}
+
+fn tell(event: &DiscoveryEvent) {
+    match event {
+        DiscoveryEvent::Found(peer) => println!("found {}", peer.instance),
+        DiscoveryEvent::Lost(instance) => println!("lost {instance}"),
+        DiscoveryEvent::Unavailable { why, .. } => println!("unavailable: {why}"),
+        DiscoveryEvent::Available => println!("available again"),
+    }
+}
+
+/// Everything a stranger may multicast: noise, cut packets, thousands of services, names that would move a
+/// terminal's cursor, and a goodbye in the name of `victim`.
+fn junk(victim: &str) {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let send = |packet: &[u8]| socket.send_to(packet, ("224.0.0.251", 5353)).map(drop).unwrap();
+    for _ in 0..1000 {
+        let bytes: Vec<u8> = (0..next() % 300).map(|_| next() as u8).collect();
+        send(&bytes);
+        let whole = announcement(&name(next()), 120);
+        send(whole.get(..next() as usize % whole.len()).unwrap());
+        let mut bent = whole.clone();
+        let at = next() as usize % bent.len();
+        bent[at] ^= next() as u8;
+        send(&bent);
+    }
+    for _ in 0..100 {
+        send(&announcement(&format!("\u{1b}[2J\u{7}{}", next()), 120));
+    }
+    for _ in 0..10_000 {
+        send(&announcement(&name(next()), 120));
+    }
+    println!("junk sent");
+    for line in std::io::stdin().lock().lines() {
+        line.unwrap();
+        send(&announcement(victim, 0));
+        println!("goodbye forged");
+    }
+}
+
+/// A name as a node would choose it.
+fn name(number: u64) -> String {
+    let mut text = String::new();
+    write!(text, "{number:016x}{number:016x}").unwrap();
+    text
+}
+
+/// A multicast DNS response that announces the service `instance` (RFC 6763), with this lifetime.
+fn announcement(instance: &str, lifetime_s: u32) -> Vec<u8> {
+    let service = ["_swarm", "_tcp", "local"];
+    let full = [&[instance], service.as_slice()].concat();
+    let host = [name(7), "local".to_owned()];
+    let host = [host[0].as_str(), host[1].as_str()];
+    let labels = |name: &[&str]| {
+        let mut bytes: Vec<u8> =
+            name.iter().flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+        bytes.push(0);
+        bytes
+    };
+    let mut packet = vec![0, 0, 0x84, 0, 0, 0, 0, 4, 0, 0, 0, 0];
+    let mut record = |owner: &[&str], kind: u16, class: u16, data: &[u8]| {
+        packet.extend(labels(owner));
+        packet.extend(kind.to_be_bytes());
+        packet.extend(class.to_be_bytes());
+        packet.extend(lifetime_s.to_be_bytes());
+        packet.extend((data.len() as u16).to_be_bytes());
+        packet.extend(data);
+    };
+    record(&service, 12, 1, &labels(&full));
+    record(&full, 33, 0x8001, &[vec![0, 0, 0, 0, 0x12, 0x34], labels(&host)].concat());
+    let id = format!("id={instance}");
+    record(&full, 16, 0x8001, &[&[3], b"v=1".as_slice(), &[id.len() as u8], id.as_bytes()].concat());
+    record(&host, 1, 0x8001, &[10, 77, 0, 99]);
+    packet
+}
