@@ -1,0 +1,251 @@
+//! Rings over real sockets in one process: toy models, every cut, several sessions, lost workers.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use swarm_link::{Identity, SwarmSecret};
+use swarm_node::{
+    Engine, EngineConfig, Finish, NodeError, Outcome, Prompt, Request, Sampling, Worker, WorkerConfig, WorkerEvent,
+    WorkerSearch,
+};
+use swarm_testkit::toy::{self, Storage};
+
+/// A toy model on disk.
+struct Model {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+fn model(name: &str, layers: usize) -> Model {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    toy::spec(name).with_layers(layers).write_hf(&path, Storage::F32).unwrap();
+    Model { path, _dir: dir }
+}
+
+fn identity() -> Identity {
+    Identity::ephemeral(SwarmSecret::random().unwrap()).unwrap()
+}
+
+/// Workers of the same swarm as `identity`, on this computer only.
+struct Room {
+    workers: Vec<Worker>,
+    events: Arc<Mutex<Vec<WorkerEvent>>>,
+}
+
+impl Room {
+    fn new(identity: &Identity, model: &Path, count: usize) -> Self {
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let start = |index: usize| {
+            let config = WorkerConfig {
+                name: format!("worker{index}"),
+                local_only: true,
+                model: Some(model.to_owned()),
+                threads: Some(1),
+                ..WorkerConfig::default()
+            };
+            let seen = events.clone();
+            let observer = Arc::new(move |event| seen.lock().unwrap().push(event));
+            Worker::start(config, identity.another_instance().unwrap(), observer).unwrap()
+        };
+        Self { workers: (0..count).map(start).collect(), events }
+    }
+
+    fn search(&self) -> WorkerSearch {
+        WorkerSearch {
+            peers: self.workers.iter().map(|worker| vec![([127, 0, 0, 1], worker.port()).into()]).collect(),
+            discover: false,
+            at_least: self.workers.len(),
+            at_most: self.workers.len(),
+            within: Duration::from_secs(10),
+        }
+    }
+}
+
+fn config(model: &Path, search: WorkerSearch) -> EngineConfig {
+    EngineConfig {
+        threads: Some(1),
+        worker_threads: Some(1),
+        chunk: 5,
+        search,
+        ..EngineConfig::new(model.to_str().unwrap())
+    }
+}
+
+fn request(tokens: usize) -> Request {
+    let ids = (0..23).map(|i| (i * 37 + 11) % 250).collect();
+    Request {
+        max_tokens: Some(tokens),
+        logits_hash: true,
+        ignore_end: true,
+        ..Request::new(Prompt::Ids(ids))
+    }
+}
+
+fn answer(engine: &Engine, tokens: usize) -> Outcome {
+    let outcome = engine.generate(request(tokens)).unwrap().finish();
+    assert_eq!(outcome.finish, Finish::Length);
+    assert_eq!(outcome.token_ids.len(), tokens);
+    outcome
+}
+
+fn alone(model: &Path, tokens: usize) -> Outcome {
+    let engine = Engine::start(&config(model, WorkerSearch::default()), &identity(), &|_| {}).unwrap();
+    answer(&engine, tokens)
+}
+
+#[test]
+fn every_cut_gives_the_tokens_and_logits_of_one_node() {
+    let model = model("llama", 4);
+    let want = alone(&model.path, 12);
+    let identity = identity();
+    let cuts: [&[usize]; 5] = [&[1, 4], &[3, 4], &[1, 2, 4], &[2, 3, 4], &[1, 2, 3, 4]];
+    for cut in cuts {
+        let room = Room::new(&identity, &model.path, cut.len() - 1);
+        let starts = std::iter::once(&0).chain(cut);
+        let ranges: Vec<_> = starts.zip(cut).map(|(&start, &end)| start..end).collect();
+        let config = EngineConfig { cut: Some(ranges.clone()), ..config(&model.path, room.search()) };
+        let engine = Engine::start(&config, &identity, &|_| {}).unwrap();
+        assert_eq!(engine.nodes().iter().map(|node| node.layers.clone()).collect::<Vec<_>>(), ranges);
+        // Twice, so that a session leaves nothing behind.
+        for _ in 0..2 {
+            let got = answer(&engine, 12);
+            assert_eq!(got.token_ids, want.token_ids, "{cut:?}");
+            assert_eq!(got.logits_hash, want.logits_hash, "{cut:?}");
+            assert_eq!(got.telemetry.decode.stages.len(), cut.len());
+        }
+    }
+}
+
+#[test]
+fn sessions_share_laps_without_changing_each_other() {
+    let model = model("qwen3", 4);
+    let want = alone(&model.path, 20);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 1);
+    let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| answer(&engine, 20))).collect();
+        for run in runs {
+            let got = run.join().unwrap();
+            assert_eq!((&got.token_ids, got.logits_hash), (&want.token_ids, want.logits_hash));
+        }
+    });
+}
+
+#[test]
+fn sampled_answers_are_equal_too_and_depend_on_the_seed() {
+    let model = model("llama", 3);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 2);
+    let single = Engine::start(&config(&model.path, WorkerSearch::default()), &identity, &|_| {}).unwrap();
+    let ring = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    let sample = |engine: &Engine, seed| {
+        let sampling = Sampling { temperature: 1.2, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed, min_p: 0.01 };
+        engine.generate(Request { sampling, ..request(16) }).unwrap().finish().token_ids
+    };
+    assert_eq!(sample(&single, 1), sample(&ring, 1));
+    assert_eq!(sample(&single, 2), sample(&ring, 2));
+    assert_ne!(sample(&ring, 1), sample(&ring, 2));
+}
+
+#[test]
+fn a_lost_worker_ends_the_answer_with_an_error_that_names_it() {
+    let model = model("llama", 4);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 2);
+    let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    let mut generation = engine.generate(request(400)).unwrap();
+    assert!(generation.next().is_some());
+    let lost = Instant::now();
+    drop(room.workers.pop());
+    let outcome = generation.finish();
+    assert!(lost.elapsed() < Duration::from_secs(5), "{:?}", lost.elapsed());
+    let Finish::Error(why) = outcome.finish else { panic!("finished with {:?}", outcome.finish) };
+    assert!(why.contains("worker") || why.contains("tail"), "{why}");
+    // Later requests are refused with the same reason, and at once.
+    let error = engine.generate(request(1)).map(drop).unwrap_err();
+    assert!(matches!(error, NodeError::Stopped(_)), "{error}");
+}
+
+#[test]
+fn a_dropped_generation_frees_its_session_everywhere() {
+    let model = model("llama", 2);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 1);
+    let config = EngineConfig { sessions_max: 1, ..config(&model.path, room.search()) };
+    let engine = Engine::start(&config, &identity, &|_| {}).unwrap();
+    let want = answer(&engine, 8);
+    for _ in 0..5 {
+        let mut generation = engine.generate(request(300)).unwrap();
+        assert!(generation.next().is_some());
+        drop(generation);
+        // The only place is free again once the cancellation has been taken.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let next = loop {
+            match engine.generate(request(8)) {
+                Ok(generation) => break generation.finish(),
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        };
+        assert_eq!(next.token_ids, want.token_ids);
+    }
+}
+
+#[test]
+fn another_model_is_refused_by_name() {
+    let (ours, theirs) = (model("llama", 4), model("mistral", 4));
+    let identity = identity();
+    let room = Room::new(&identity, &theirs.path, 1);
+    let error = Engine::start(&config(&ours.path, room.search()), &identity, &|_| {}).map(drop).unwrap_err();
+    assert!(matches!(&error, NodeError::Refused { reason, .. } if reason.contains("mistral")), "{}", error.chain());
+}
+
+#[test]
+fn another_swarm_is_not_joined() {
+    let model = model("llama", 2);
+    let room = Room::new(&identity(), &model.path, 1);
+    let error = Engine::start(&config(&model.path, room.search()), &identity(), &|_| {}).map(drop).unwrap_err();
+    assert!(matches!(error, NodeError::NoWorkers(_)), "{}", error.chain());
+}
+
+#[test]
+fn requests_that_cannot_succeed_are_refused() {
+    let model = model("llama", 2);
+    let engine = Engine::start(&config(&model.path, WorkerSearch::default()), &identity(), &|_| {}).unwrap();
+    let too_long = Request::new(Prompt::Ids(vec![1; 600]));
+    assert!(matches!(engine.generate(too_long), Err(NodeError::Request(why)) if why.contains("600")));
+    let empty = Request::new(Prompt::Ids(Vec::new()));
+    assert!(matches!(engine.generate(empty), Err(NodeError::Request(_))));
+    let outside = Request::new(Prompt::Ids(vec![1_000_000]));
+    assert!(matches!(engine.generate(outside), Err(NodeError::Request(_))));
+    // And the engine still answers.
+    answer(&engine, 3);
+}
+
+#[test]
+fn a_worker_serves_the_next_coordinator() {
+    let model = model("llama", 3);
+    let want = alone(&model.path, 6);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 1);
+    for _ in 0..3 {
+        let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+        assert_eq!(answer(&engine, 6).token_ids, want.token_ids);
+    }
+    let left = || room.events.lock().unwrap().iter().filter(|e| matches!(e, WorkerEvent::Left { .. })).count();
+    swarm_testkit::wait_for(Duration::from_secs(5), "the worker to see all coordinators leave", || left() == 3).unwrap();
+}
+
+#[test]
+fn a_second_coordinator_is_told_that_the_worker_is_taken() {
+    let model = model("llama", 2);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 1);
+    let first = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    let second = identity.another_instance().unwrap();
+    let error = Engine::start(&config(&model.path, room.search()), &second, &|_| {}).map(drop).unwrap_err();
+    assert!(error.chain().contains("another coordinator"), "{}", error.chain());
+    answer(&first, 4);
+}
