@@ -35,6 +35,8 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(6);
 const ROUND: Duration = Duration::from_secs(10);
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long a doubted peer may take to answer.
+const DOUBT_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// News from the local network.
@@ -80,6 +82,7 @@ pub struct Discovery {
 #[derive(Debug)]
 enum Command {
     Advertise(u16),
+    Doubt(InstanceId),
     Close,
 }
 
@@ -133,6 +136,12 @@ impl Discovery {
     pub fn advertise(&self, port: u16) {
         // The supervisor lives as long as this value, and takes a command within seconds.
         let _ = self.commands.send_timeout(Command::Advertise(port), PULSE_TIMEOUT + PULSE_TIMEOUT);
+    }
+
+    /// Asks whether the peer `instance` is still there, for instance because dialling it failed: one that was
+    /// killed cannot say goodbye, and would stay listed for two minutes. If it does not answer, it is lost.
+    pub fn doubt(&self, instance: InstanceId) {
+        let _ = self.commands.try_send(Command::Doubt(instance));
     }
 
     /// News, as it comes. At most 256 wait; more are dropped and counted.
@@ -219,6 +228,7 @@ impl Supervisor {
             loop {
                 match self.commands.recv_deadline(until) {
                     Ok(Command::Advertise(port)) => self.port = Some(port),
+                    Ok(Command::Doubt(_)) => {}
                     Ok(Command::Close) => return,
                     Err(error) if error.is_disconnected() => return,
                     Err(_) => break,
@@ -244,6 +254,10 @@ impl Supervisor {
                             break End::Failed(format!("announcing this node failed: {error}"));
                         }
                     }
+                    Ok(Command::Doubt(instance)) => {
+                        // Not asked is not answered: the announcement then expires by itself, later.
+                        let _ = life.daemon.verify(fullname(instance), DOUBT_TIMEOUT);
+                    }
                     Ok(Command::Close) | Err(_) => break End::Closed,
                 },
                 recv(inputs) -> input => {
@@ -263,15 +277,19 @@ impl Supervisor {
 
     fn begin(&mut self) -> mdns_sd::Result<(Life, Receiver<Input>)> {
         let daemon = ServiceDaemon::new()?;
-        let (sink, inputs) = bounded(INPUTS_MAX);
-        forward(daemon.monitor()?, sink.clone(), Input::Daemon)?;
-        forward(daemon.browse(SERVICE)?, sink, Input::Service)?;
-        self.sightings.begin_round();
         let now = Instant::now();
         let mut life =
             Life { daemon, pulse_at: now + PULSE_EVERY, round_ends: Some(now + ROUND), echo_by: None };
-        self.register(&mut life)?;
-        Ok((life, inputs))
+        self.sightings.begin_round();
+        let listening = listen(&life.daemon).and_then(|inputs| self.register(&mut life).map(|()| inputs));
+        match listening {
+            Ok(inputs) => Ok((life, inputs)),
+            Err(error) => {
+                // Its thread does not end by being forgotten.
+                self.finish(&life);
+                Err(error)
+            }
+        }
     }
 
     fn register(&self, life: &mut Life) -> mdns_sd::Result<()> {
@@ -364,7 +382,7 @@ impl Supervisor {
 
     fn finish(&self, life: &Life) {
         if self.port.is_some() {
-            let goodbye = life.daemon.unregister(&format!("{}.{SERVICE}", self.own));
+            let goodbye = life.daemon.unregister(&fullname(self.own));
             let _ = goodbye.map(|sent| sent.recv_timeout(GOODBYE_TIMEOUT));
         }
         let _ = life.daemon.shutdown().map(|status| status.recv_timeout(GOODBYE_TIMEOUT));
@@ -387,11 +405,22 @@ impl Life {
     }
 }
 
+fn fullname(instance: InstanceId) -> String {
+    format!("{instance}.{SERVICE}")
+}
+
 fn address(ip: &ScopedIp) -> (IpAddr, u32) {
     match ip {
         ScopedIp::V6(v6) => (IpAddr::V6(*v6.addr()), v6.scope_id().index),
         other => (other.to_ip_addr(), 0),
     }
+}
+
+fn listen(daemon: &ServiceDaemon) -> mdns_sd::Result<Receiver<Input>> {
+    let (sink, inputs) = bounded(INPUTS_MAX);
+    forward(daemon.monitor()?, sink.clone(), Input::Daemon)?;
+    forward(daemon.browse(SERVICE)?, sink, Input::Service)?;
+    Ok(inputs)
 }
 
 /// The library's channels cannot be waited on together, so a thread each brings them into one. It ends

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::BufRead;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -50,8 +51,34 @@ fn a_node_in_one_namespace_finds_and_reaches_one_in_another() {
     finder.expect(SOON, &format!("found {other}")).unwrap();
     assert!(second.finish(SOON).unwrap().status.success());
     finder.expect(SOON, &format!("lost {other}")).unwrap();
+    // One that lives answers when doubted, one that was killed does not.
+    finder.say("doubt").unwrap();
+    thread::sleep(Duration::from_secs(3));
+    assert!(!finder.output().contains(&format!("lost {instance}")));
+    server.kill();
+    finder.say("doubt").unwrap();
+    finder.expect(SOON, &format!("lost {instance}")).unwrap();
     assert!(finder.finish(SOON).unwrap().status.success());
-    assert!(server.finish(SOON).unwrap().status.success());
+}
+
+#[test]
+fn without_any_address_but_link_local_ones_nodes_meet_all_the_same() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    if !Path::new("/proc/sys/net/ipv6").exists() {
+        eprintln!("SKIPPED: this system has no IPv6");
+        return;
+    }
+    for node in 0..2 {
+        let mut command = Command::new("ip");
+        command.args(["-4", "addr", "flush", "dev", "eth0"]);
+        assert!(lab.run_in(node, &command).status().unwrap().success());
+    }
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    let address = word(&mut finder, "reached it at");
+    assert!(address.starts_with("[fe80::") && address.contains('%'), "{address}");
+    finder.expect(SOON, "it answered: hello").unwrap();
 }
 
 #[test]
@@ -166,6 +193,7 @@ fn find(wanted: InstanceId) {
             "peers" => println!("peers is {}", discovery.peers().len()),
             "malformed" => println!("malformed is {}", discovery.stats().malformed),
             "no_room" => println!("no_room is {}", discovery.stats().no_room),
+            "doubt" => discovery.doubt(wanted),
             "restarts" => println!("restarts is {}", discovery.stats().restarts),
             text => ask(&mut link, text),
         }
