@@ -31,11 +31,11 @@ mod quant;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 
-pub use attention::{AttentionScratch, KvPage, KvType, TILE, attention, f16_to_f32, f32_to_f16};
+pub use attention::{AttentionScratch, KvPage, KvType, MAX_GROUP, TILE, attention, f16_to_f32, f32_to_f16};
 pub use block::dequantize;
 pub use dtype::{DType, ShapeError};
 pub use matrix::{Job, MatmulScratch, Matrix, matmul};
-pub use ops::{add, add_bias, rms_norm, rope, silu_mul};
+pub use ops::{add, add_bias, exp_in_place, rms_norm, rope, silu_mul};
 pub use pool::Pool;
 pub use probe::ReadProbe;
 

@@ -50,6 +50,15 @@ dispatched! {
     }
 }
 
+dispatched! {
+    /// `x[i] = e^x[i]`, as [`exp`](crate::math::exp) has it.
+    pub fn exp_in_place(x: &mut [f32]) {
+        for x in x {
+            *x = crate::math::exp(*x);
+        }
+    }
+}
+
 #[inline(always)]
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut partial = [0.0f32; 16];

@@ -1,9 +1,10 @@
 //! Threads that wait for work without sleeping long, and never decide what the work is.
 //!
 //! A step of a small model has hundreds of short parallel parts, so handing one out must cost about a microsecond:
-//! one atomic generation counter wakes the workers, one atomic index hands out tasks, one atomic count says when all
-//! have left. Workers spin briefly between parts, then park. Which thread runs which task never shows in a result,
-//! because every task writes only its own values.
+//! one atomic gate lets workers in and counts them, one atomic index hands out tasks. The caller waits only for workers
+//! that came in: one that the system has put aside costs nothing, its share is done by the others. Workers spin briefly
+//! between parts, then park. Which thread runs which task never shows in a result, because every task writes only its
+//! own values.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -22,12 +23,10 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// Raised by one for each `run`; workers wait for it to change.
-    generation: AtomicU64,
+    /// Which run it is, how many workers are in it, and whether more may come in; see [`Gate`].
+    gate: AtomicU64,
     task: AtomicUsize,
     tasks: AtomicUsize,
-    /// Workers that have not yet left the current run.
-    busy: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
     work: std::cell::UnsafeCell<Option<Work>>,
@@ -35,12 +34,37 @@ struct Shared {
     wake: Condvar,
 }
 
+/// The gate's number taken apart: bit 0 is "open", bits 1..16 count the workers inside, the rest is the run's number.
+#[derive(Clone, Copy)]
+struct Gate(u64);
+
+impl Gate {
+    const OPEN: u64 = 1;
+    const ONE: u64 = 2;
+    const RUN: u64 = 1 << 16;
+
+    fn open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    fn inside(self) -> u64 {
+        (self.0 % Self::RUN) / Self::ONE
+    }
+
+    fn run(self) -> u64 {
+        self.0 / Self::RUN
+    }
+}
+
+/// Most workers a gate can count.
+const WORKERS_MAX: usize = 1 << 14;
+
 /// The borrowed task function of the current run, its lifetime erased.
 #[derive(Clone, Copy)]
 struct Work(*const (dyn Fn(usize) + Sync));
 
-// SAFETY: `work` is written only by the caller of `run` while no worker is in a run (`busy == 0`), and read by
-// workers only after the generation that publishes it; everything else in `Shared` is Sync by itself.
+// SAFETY: `work` is written only by the caller of `run` while the gate is closed and nobody is inside, and read only by
+// workers that came in through the gate; everything else in `Shared` is Sync by itself.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer inside is only followed during a run, while the function it points to is borrowed by `run`.
 unsafe impl Send for Shared {}
@@ -54,10 +78,9 @@ impl Pool {
     /// As [`Pool::new`]; each started thread first calls `start` with its number, `1..threads` (to pin itself, say).
     pub fn with_start(threads: usize, start: impl Fn(usize) + Send + Sync + Clone + 'static) -> Self {
         let shared = Arc::new(Shared {
-            generation: AtomicU64::new(0),
+            gate: AtomicU64::new(0),
             task: AtomicUsize::new(0),
             tasks: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             work: std::cell::UnsafeCell::new(None),
@@ -73,7 +96,7 @@ impl Pool {
             std::thread::Builder::new().name(format!("compute-{number}")).spawn(body)
         };
         // A thread that the system refuses only makes the pool smaller.
-        let workers = (1..threads.max(1)).map_while(|number| spawn(number).ok()).collect();
+        let workers = (1..threads.clamp(1, WORKERS_MAX)).map_while(|number| spawn(number).ok()).collect();
         Self { shared, workers, turn: Mutex::new(()) }
     }
 
@@ -94,22 +117,25 @@ impl Pool {
         let turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let shared = &*self.shared;
         let f: &(dyn Fn(usize) + Sync) = &f;
-        // SAFETY: only the lifetime changes. `run` does not return before every worker has left the run
-        // (`busy == 0` below), and nobody follows the pointer outside a run.
+        // SAFETY: only the lifetime changes. `run` does not return before the gate is closed and every worker that came
+        // in has left, and nobody follows the pointer outside a run.
         let work =
             Work(unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(f) });
-        // SAFETY: we hold `turn` and the last run ended with `busy == 0`, so no worker reads the cell now.
+        // SAFETY: we hold `turn`, and the last run ended with the gate closed and nobody inside.
         unsafe { *shared.work.get() = Some(work) };
         shared.task.store(0, Ordering::Relaxed);
         shared.tasks.store(tasks, Ordering::Relaxed);
-        shared.busy.store(self.workers.len(), Ordering::Relaxed);
-        shared.generation.fetch_add(1, Ordering::SeqCst);
+        // Publishes all of the above to the workers that come in.
+        let run = Gate(shared.gate.load(Ordering::Relaxed)).run().wrapping_add(1);
+        shared.gate.store(run.wrapping_mul(Gate::RUN) | Gate::OPEN, Ordering::SeqCst);
         if *shared.lock_parked() > 0 {
             shared.wake.notify_all();
         }
         shared.take_tasks(f);
+        // All tasks are taken; those not finished are in the hands of workers inside.
+        shared.gate.fetch_and(!Gate::OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
-        while shared.busy.load(Ordering::Acquire) != 0 {
+        while Gate(shared.gate.load(Ordering::Acquire)).inside() != 0 {
             spins = spins.wrapping_add(1);
             if spins.is_multiple_of(1024) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
@@ -190,53 +216,66 @@ impl Shared {
         }
     }
 
-    /// A worker's life: wait for a generation, take tasks, leave, repeat.
+    /// A worker's life: come in, take tasks, leave, repeat.
     fn serve(&self) {
-        let mut seen = 0;
-        while let Some(generation) = self.next_generation(seen) {
-            seen = generation;
-            // SAFETY: this generation was published after the cell was written, and the writer waits for us
-            // (`busy`) before it writes again or lets the function go.
+        let mut last = 0;
+        while let Some(run) = self.come_in(last) {
+            last = run;
+            // SAFETY: we are inside, so the cell was written before and is not written again before we leave.
             let work = unsafe { *self.work.get() };
             if let Some(Work(f)) = work {
-                // SAFETY: as above, the function outlives the run.
+                // SAFETY: the function outlives the run, which does not end before we leave.
                 self.take_tasks(unsafe { &*f });
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            self.gate.fetch_sub(Gate::ONE, Ordering::Release);
         }
     }
 
-    /// Waits until the generation is not `seen`; `None` when the pool is being dropped.
-    fn next_generation(&self, seen: u64) -> Option<u64> {
-        let look = || {
-            let generation = self.generation.load(Ordering::SeqCst);
-            (generation != seen).then_some(generation)
-        };
+    /// Comes in if a run other than `last` is open.
+    fn try_come_in(&self, last: u64) -> Option<u64> {
+        let mut gate = Gate(self.gate.load(Ordering::SeqCst));
+        while gate.open() && gate.run() != last {
+            let inside = gate.0 + Gate::ONE;
+            match self.gate.compare_exchange_weak(gate.0, inside, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(gate.run()),
+                Err(now) => gate = Gate(now),
+            }
+        }
+        None
+    }
+
+    /// Waits for a run to come into; `None` when the pool is being dropped.
+    fn come_in(&self, last: u64) -> Option<u64> {
         for _ in 0..SPINS {
-            if let Some(generation) = look() {
-                return (!self.stop.load(Ordering::Relaxed)).then_some(generation);
+            if let Some(run) = self.try_come_in(last) {
+                return Some(run);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                return None;
             }
             std::hint::spin_loop();
         }
         let mut parked = self.lock_parked();
         *parked += 1;
         let found = loop {
-            // Looked at under the lock: `run` raises the generation first and takes the lock second, so either we
-            // see the new generation here or it sees us parked.
-            if let Some(generation) = look() {
-                break generation;
+            // Looked at under the lock: `run` opens the gate first and takes the lock second, so either we see the
+            // open gate here or it sees us parked. Dropping does the same with `stop`.
+            if let Some(run) = self.try_come_in(last) {
+                break Some(run);
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break None;
             }
             parked = self.wake.wait(parked).unwrap_or_else(std::sync::PoisonError::into_inner);
         };
         *parked -= 1;
-        (!self.stop.load(Ordering::Relaxed)).then_some(found)
+        found
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.generation.fetch_add(1, Ordering::SeqCst);
         drop(self.shared.lock_parked());
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {

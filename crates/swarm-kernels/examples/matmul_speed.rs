@@ -1,0 +1,50 @@
+//! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (64 tokens) in GOP/s.
+//!
+//! `cargo run --release -p swarm-kernels --example matmul_speed [threads]`; medians of 9, beside the memory's own
+//! read bandwidth in the same run.
+
+use std::time::Instant;
+
+use swarm_kernels::{DType, Job, MatmulScratch, Matrix, Pool, ReadProbe, matmul};
+
+const COLS: usize = 2048;
+
+fn median(mut run: impl FnMut() -> f64) -> f64 {
+    let mut times: Vec<f64> = (0..9).map(|_| run()).collect();
+    times.sort_by(f64::total_cmp);
+    times[4]
+}
+
+fn main() {
+    let threads = std::env::args().nth(1).and_then(|t| t.parse().ok()).unwrap_or(1);
+    let pool = Pool::new(threads);
+    let probe = ReadProbe::new(32 << 20);
+    let limit = median(|| {
+        let start = Instant::now();
+        std::hint::black_box(probe.read(&pool));
+        (256 << 20) as f64 / start.elapsed().as_secs_f64() / 1e9
+    });
+    println!("{threads} threads, memory reads at {limit:.1} GB/s");
+    println!("format    decode GB/s  of memory   prefill GOP/s");
+    for dtype in DType::ALL {
+        // About 128 MB of weights: larger than any cache here.
+        let row_bytes = dtype.row_bytes(COLS).unwrap_or(0);
+        let rows = (128 << 20) / row_bytes / 64 * 64;
+        let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 2_654_435_761 >> 13) as u8 & 0x3b).collect();
+        let Ok(matrix) = Matrix::new(dtype, rows, COLS, &bytes) else { continue };
+        drop(bytes);
+        let mut scratch = MatmulScratch::default();
+        let mut time = |tokens: usize| {
+            let x: Vec<f32> = (0..tokens * COLS).map(|i| (i as f32 * 0.37).sin()).collect();
+            let mut out = vec![0.0; tokens * rows];
+            median(|| {
+                let start = Instant::now();
+                matmul(&pool, &mut scratch, &x, tokens, &mut [Job { matrix: &matrix, out: &mut out }]);
+                start.elapsed().as_secs_f64()
+            })
+        };
+        let decode = matrix.bytes() as f64 / time(1) / 1e9;
+        let prefill = (2 * 64 * rows * COLS) as f64 / time(64) / 1e9;
+        println!("{:8} {decode:10.1} {:10.0} % {prefill:14.0}", dtype.name(), 100.0 * decode / limit);
+    }
+}
