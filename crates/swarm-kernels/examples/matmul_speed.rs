@@ -30,7 +30,8 @@ fn main() {
         // About 128 MB of weights: larger than any cache here.
         let row_bytes = dtype.row_bytes(COLS).unwrap_or(0);
         let rows = (128 << 20) / row_bytes / 64 * 64;
-        let bytes: Vec<u8> = (0..rows * row_bytes).map(|i| (i * 2_654_435_761 >> 13) as u8 & 0x3b).collect();
+        let bytes: Vec<u8> =
+            (0..rows * row_bytes).map(|i| ((i * 2_654_435_761) >> 13) as u8 & 0x3b).collect();
         let Ok(matrix) = Matrix::new(dtype, rows, COLS, &bytes) else { continue };
         drop(bytes);
         let mut scratch = MatmulScratch::default();

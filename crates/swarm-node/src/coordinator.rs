@@ -18,7 +18,7 @@ use crate::clock::now_us;
 use crate::error::{NodeError, chain};
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
-use crate::stage_loop::Inbound;
+use crate::stage_loop::{Inbound, Inbox};
 
 /// What the engine's callers ask of the compute thread.
 pub(crate) enum Command {
@@ -58,9 +58,7 @@ pub struct SessionTelemetry {
 pub(crate) struct Ring {
     pub next: swarm_link::Sender,
     /// Tokens from the tail.
-    pub inbox: Receiver<Inbound>,
-    pub recycle: Sender<Vec<u8>>,
-    pub end: Receiver<swarm_link::LinkError>,
+    pub inbox: Inbox,
 }
 
 /// A lap on its way, for telemetry.
@@ -161,7 +159,7 @@ impl Coordinator {
 
     /// Takes answers and news that are here already, without waiting.
     fn arrivals(&mut self) -> Result<(), NodeError> {
-        while let Some(inbound) = self.ring.as_ref().and_then(|ring| ring.inbox.try_recv().ok()) {
+        while let Some(inbound) = self.ring.as_ref().and_then(|ring| ring.inbox.frames.try_recv().ok()) {
             self.answer(inbound)?;
         }
         while let Ok(note) = self.room.notes.try_recv() {
@@ -178,7 +176,7 @@ impl Coordinator {
             std::time::Duration::from_micros(at.saturating_sub(now))
         });
         let never = crossbeam_channel::never();
-        let inbox = self.ring.as_ref().map_or(&never, |ring| &ring.inbox);
+        let inbox = self.ring.as_ref().map_or(&never, |ring| &ring.inbox.frames);
         select! {
             recv(inbox) -> inbound => match inbound {
                 Ok(inbound) => self.answer(inbound)?,
@@ -312,8 +310,7 @@ impl Coordinator {
             _ => return Err(bad("it sent something else than tokens".into())),
         }
         if let Some(ring) = &self.ring {
-            // Full only when the receiver has enough buffers already.
-            let _ = ring.recycle.try_send(inbound.bytes);
+            ring.inbox.recycle(inbound);
         }
         Ok(())
     }
@@ -398,7 +395,7 @@ impl Coordinator {
     }
 
     fn tail_ended(&mut self) -> NodeError {
-        let why = self.ring.as_ref().and_then(|ring| ring.end.try_recv().ok());
+        let why = self.ring.as_ref().and_then(|ring| ring.inbox.end());
         let why = why.map_or_else(|| "its link ended".to_owned(), |error| chain(&error));
         NodeError::Lost { node: "the tail".into(), what: why }
     }

@@ -9,17 +9,17 @@ pub enum NodeError {
     #[error(transparent)]
     Resolve(#[from] swarm_weights::cache::ResolveError),
     #[error("the model cannot be opened")]
-    Weights(#[from] swarm_weights::WeightsError),
+    Weights(#[source] Box<swarm_weights::WeightsError>),
     #[error("layers {}..{} cannot be loaded", layers.start, layers.end)]
-    Load { layers: std::ops::Range<usize>, source: swarm_model::LoadError },
+    Load { layers: std::ops::Range<usize>, source: Box<swarm_model::LoadError> },
     #[error("the model's tokenizer or chat template cannot be used")]
-    Text(#[from] swarm_text::TextError),
+    Text(#[source] Box<swarm_text::TextError>),
     #[error("this node has no identity")]
-    Identity(#[from] swarm_link::IdentityError),
+    Identity(#[source] Box<swarm_link::IdentityError>),
     #[error(transparent)]
-    Link(#[from] swarm_link::LinkError),
+    Link(Box<swarm_link::LinkError>),
     #[error("the layers cannot be placed")]
-    Place(#[from] swarm_ring::PlaceError),
+    Place(#[source] Box<swarm_ring::PlaceError>),
     #[error("{0}")]
     NoWorkers(String),
     #[error("{node} speaks protocol {theirs}, this node {ours}; update the older one")]
@@ -33,23 +33,36 @@ pub enum NodeError {
     #[error("{node} broke the protocol: {what}")]
     BadPeer { node: String, what: String },
     #[error(
-        "layers {}..{} need {need} of memory here ({weights} of weights, {kv} of KV rows, {buffers} of buffers), but {have} are free; give this node fewer layers, or ask for a smaller --context",
-        layers.start, layers.end
+        "layers {}..{} need {} of memory here ({} of weights, {} of KV rows, {} of buffers), but {} are free; give this node fewer layers, or ask for a smaller --context",
+        layers.start, layers.end, bytes_text(weights.saturating_add(*kv).saturating_add(*buffers)),
+        bytes_text(*weights), bytes_text(*kv), bytes_text(*buffers), bytes_text(*have)
     )]
-    Memory {
-        layers: std::ops::Range<usize>,
-        need: String,
-        weights: String,
-        kv: String,
-        buffers: String,
-        have: String,
-    },
+    Memory { layers: std::ops::Range<usize>, weights: u64, kv: u64, buffers: u64, have: u64 },
     #[error("{0}")]
     Request(String),
     #[error("the engine has stopped: {0}")]
     Stopped(String),
     #[error("{what}")]
     System { what: String, source: std::io::Error },
+}
+
+/// Errors of the rooms below, boxed: they are large, and rare.
+macro_rules! boxed {
+    ($($variant:ident: $error:ty;)*) => {$(
+        impl From<$error> for NodeError {
+            fn from(error: $error) -> Self {
+                Self::$variant(Box::new(error))
+            }
+        }
+    )*};
+}
+
+boxed! {
+    Weights: swarm_weights::WeightsError;
+    Place: swarm_ring::PlaceError;
+    Link: swarm_link::LinkError;
+    Identity: swarm_link::IdentityError;
+    Text: swarm_text::TextError;
 }
 
 impl NodeError {

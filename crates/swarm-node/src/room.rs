@@ -256,7 +256,9 @@ impl<'a> Search<'a> {
         let (member, receiver) = match answer {
             Ok(found) => found,
             // Ourselves, or an address nobody listens at any more: no news to anyone.
-            Err((_, NodeError::Link(LinkError::OwnAddress { .. }))) => return None,
+            Err((_, NodeError::Link(error))) if matches!(*error, LinkError::OwnAddress { .. }) => {
+                return None;
+            }
             Err((address, error)) => {
                 (self.tell)(SearchEvent::Unusable { address, why: error.chain() });
                 return None;

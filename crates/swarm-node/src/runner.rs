@@ -102,6 +102,10 @@ impl StageRunner {
     /// Forgets a session; an unknown one is not an error, for it may have failed here before.
     pub fn close(&mut self, session: SessionId) {
         self.sessions.remove(&session);
+        if self.sessions.is_empty() {
+            // Nobody needs the pages now: they go back to the system.
+            self.kv.trim();
+        }
     }
 
     /// Forgets the KV rows and the history from `position` on.

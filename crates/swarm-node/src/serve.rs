@@ -179,7 +179,7 @@ impl StageBody {
             weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
         }))?;
         let (upstream, downstream) = self.connect()?;
-        let (inbox, recycle, end) = receive_frames(upstream, &self.order.limits)?;
+        let inbox = receive_frames(upstream, &self.order.limits)?;
         self.say(&Control::Started { epoch: self.order.epoch })?;
         let (layers, layers_total) = (self.layers(), self.order.layers_total as usize);
         self.tell(StageEvent::Running { layers, layers_total, weight_bytes, tail: self.order.tail });
@@ -199,11 +199,11 @@ impl StageBody {
             segments: Vec::new(),
             trail: Vec::new(),
         };
-        stage.run(&inbox, &recycle)?;
-        match end.try_recv() {
+        stage.run(&inbox)?;
+        match inbox.end() {
             // Ours, or the coordinator's own end: nobody is to blame.
-            Ok(swarm_link::LinkError::ClosedHere | swarm_link::LinkError::Closed) | Err(_) => Ok(()),
-            Ok(error) => Err(error.into()),
+            None | Some(swarm_link::LinkError::ClosedHere | swarm_link::LinkError::Closed) => Ok(()),
+            Some(error) => Err(error.into()),
         }
     }
 
@@ -358,5 +358,5 @@ fn assembly(what: &str) -> NodeError {
 
 fn token_text(tokenizer: Option<&Tokenizer>, id: u32) -> String {
     let bytes = tokenizer.and_then(|tokenizer| tokenizer.token_bytes(id));
-    bytes.map_or_else(|| format!("#{id}"), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    bytes.map_or_else(|| format!("#{id}"), |bytes| String::from_utf8_lossy(bytes).into_owned())
 }

@@ -96,7 +96,7 @@ pub(crate) fn place_layers(
 ) -> Result<Placement, NodeError> {
     let layers = model.config().num_hidden_layers;
     let size = stage_size(model, 0..layers, config.kv_type)
-        .map_err(|source| NodeError::Load { layers: 0..layers, source })?;
+        .map_err(|source| NodeError::Load { layers: 0..layers, source: Box::new(source) })?;
     let kv_session = size.kv_bytes_per_position.saturating_mul(context as u64);
     let shape = ModelShape {
         layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
@@ -337,8 +337,8 @@ impl Assembly<'_> {
                 started[index] = true;
             }
         }
-        let (inbox, recycle, end) = receive_frames(tokens.receiver, &self.limits)?;
-        Ok(Some(Ring { next: limit_sender(hidden.sender, &self.limits)?, inbox, recycle, end }))
+        let inbox = receive_frames(tokens.receiver, &self.limits)?;
+        Ok(Some(Ring { next: limit_sender(hidden.sender, &self.limits)?, inbox }))
     }
 }
 

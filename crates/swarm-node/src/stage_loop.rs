@@ -71,24 +71,40 @@ pub(crate) struct StageCounters {
     pub sessions: AtomicU64,
 }
 
-/// Receives frames on a thread of its own until the link ends. The receiver of the queue learns of the end by the
-/// queue's closing; why the link ended is the last word.
-pub(crate) fn receive_frames(
-    mut link: swarm_link::Receiver,
-    limits: &Limits,
-) -> Result<(Receiver<Inbound>, Sender<Vec<u8>>, Receiver<LinkError>), NodeError> {
+/// Frames that a thread of its own receives. The frames end when the link does; `end` then says why.
+pub(crate) struct Inbox {
+    pub frames: Receiver<Inbound>,
+    used: Sender<Vec<u8>>,
+    end: Receiver<LinkError>,
+}
+
+impl Inbox {
+    /// Gives a frame's buffer back.
+    pub fn recycle(&self, inbound: Inbound) {
+        // Full only when the receiver has enough buffers already.
+        let _ = self.used.try_send(inbound.bytes);
+    }
+
+    /// Why the link ended, once the frames have.
+    pub fn end(&self) -> Option<LinkError> {
+        self.end.try_recv().ok()
+    }
+}
+
+/// Receives and decrypts frames on a thread of its own until the link ends or the inbox is dropped.
+pub(crate) fn receive_frames(mut link: swarm_link::Receiver, limits: &Limits) -> Result<Inbox, NodeError> {
     let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
     link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
-    let (frames, inbox) = bounded(QUEUE);
-    let (recycle, used) = bounded::<Vec<u8>>(QUEUE + 1);
+    let (sink, frames) = bounded(QUEUE);
+    let (used, buffers) = bounded::<Vec<u8>>(QUEUE + 1);
     let (last_word, end) = bounded(1);
     let body = move || {
         loop {
-            let mut bytes = used.try_recv().unwrap_or_default();
+            let mut bytes = buffers.try_recv().unwrap_or_default();
             match link.receive(&mut bytes) {
                 Ok(wire_bytes) => {
                     let inbound = Inbound { bytes, received_us: now_us(), wire_bytes: wire_bytes as u64 };
-                    if frames.send(inbound).is_err() {
+                    if sink.send(inbound).is_err() {
                         return;
                     }
                 }
@@ -104,7 +120,7 @@ pub(crate) fn receive_frames(
         .name("receive".into())
         .spawn(body)
         .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-    Ok((inbox, recycle, end))
+    Ok(Inbox { frames, used, end })
 }
 
 /// A stage at work between its upstream and its downstream.
@@ -123,11 +139,10 @@ pub(crate) struct StageLoop<'a> {
 
 impl StageLoop<'_> {
     /// Serves frames until the upstream ends (`Ok`) or something breaks.
-    pub fn run(&mut self, inbox: &Receiver<Inbound>, recycle: &Sender<Vec<u8>>) -> Result<(), NodeError> {
-        while let Ok(inbound) = inbox.recv() {
+    pub fn run(&mut self, inbox: &Inbox) -> Result<(), NodeError> {
+        while let Ok(inbound) = inbox.frames.recv() {
             self.step(&inbound)?;
-            // Full only when the receiver has enough buffers already.
-            let _ = recycle.try_send(inbound.bytes);
+            inbox.recycle(inbound);
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use swarm_kernels::KvType;
 use swarm_model::{LoadOptions, LoadProgress, Stage, stage_size};
 use swarm_weights::{Checkpoint, cache};
 
-use crate::error::{NodeError, bytes_text};
+use crate::error::NodeError;
 
 /// What a stage is loaded for.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct StageNeed {
 impl StageNeed {
     pub fn of(checkpoint: &Checkpoint, order: &StageOrder) -> Result<Self, NodeError> {
         let size = stage_size(checkpoint, order.layers.clone(), order.kv_type)
-            .map_err(|source| NodeError::Load { layers: order.layers.clone(), source })?;
+            .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })?;
         Ok(Self {
             weights: size.weight_bytes,
             kv_session: size.kv_bytes_per_position.saturating_mul(order.context as u64),
@@ -50,11 +50,10 @@ impl StageNeed {
         if self.total() > memory {
             return Err(NodeError::Memory {
                 layers: layers.clone(),
-                need: bytes_text(self.total()),
-                weights: bytes_text(self.weights),
-                kv: bytes_text(self.kv_session),
-                buffers: bytes_text(self.buffers),
-                have: bytes_text(memory),
+                weights: self.weights,
+                kv: self.kv_session,
+                buffers: self.buffers,
+                have: memory,
             });
         }
         let left = memory - self.weights - self.buffers;
@@ -104,5 +103,5 @@ pub(crate) fn load(
 ) -> Result<Stage, NodeError> {
     let options = LoadOptions { context: Some(order.context), threads };
     Stage::load(checkpoint, order.layers.clone(), &options, progress)
-        .map_err(|source| NodeError::Load { layers: order.layers.clone(), source })
+        .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use swarm_link::{Identity, SwarmSecret};
 use swarm_node::{
-    Engine, EngineConfig, Finish, NodeError, Outcome, Prompt, Request, Sampling, Worker, WorkerConfig, WorkerEvent,
-    WorkerSearch,
+    Engine, EngineConfig, Finish, NodeError, Outcome, Prompt, Request, Sampling, Worker, WorkerConfig,
+    WorkerEvent, WorkerSearch,
 };
 use swarm_testkit::toy::{self, Storage};
 
@@ -142,7 +142,8 @@ fn sampled_answers_are_equal_too_and_depend_on_the_seed() {
     let single = Engine::start(&config(&model.path, WorkerSearch::default()), &identity, &|_| {}).unwrap();
     let ring = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
     let sample = |engine: &Engine, seed| {
-        let sampling = Sampling { temperature: 1.2, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed, min_p: 0.01 };
+        let sampling =
+            Sampling { temperature: 1.2, top_k: 50, top_p: 0.95, repetition_penalty: 1.1, seed, min_p: 0.01 };
         engine.generate(Request { sampling, ..request(16) }).unwrap().finish().token_ids
     };
     assert_eq!(sample(&single, 1), sample(&ring, 1));
@@ -199,14 +200,19 @@ fn another_model_is_refused_by_name() {
     let identity = identity();
     let room = Room::new(&identity, &theirs.path, 1);
     let error = Engine::start(&config(&ours.path, room.search()), &identity, &|_| {}).map(drop).unwrap_err();
-    assert!(matches!(&error, NodeError::Refused { reason, .. } if reason.contains("mistral")), "{}", error.chain());
+    assert!(
+        matches!(&error, NodeError::Refused { reason, .. } if reason.contains("mistral")),
+        "{}",
+        error.chain()
+    );
 }
 
 #[test]
 fn another_swarm_is_not_joined() {
     let model = model("llama", 2);
     let room = Room::new(&identity(), &model.path, 1);
-    let error = Engine::start(&config(&model.path, room.search()), &identity(), &|_| {}).map(drop).unwrap_err();
+    let error =
+        Engine::start(&config(&model.path, room.search()), &identity(), &|_| {}).map(drop).unwrap_err();
     assert!(matches!(error, NodeError::NoWorkers(_)), "{}", error.chain());
 }
 
@@ -234,8 +240,12 @@ fn a_worker_serves_the_next_coordinator() {
         let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
         assert_eq!(answer(&engine, 6).token_ids, want.token_ids);
     }
-    let left = || room.events.lock().unwrap().iter().filter(|e| matches!(e, WorkerEvent::Left { .. })).count();
-    swarm_testkit::wait_for(Duration::from_secs(5), "the worker to see all coordinators leave", || left() == 3).unwrap();
+    let left =
+        || room.events.lock().unwrap().iter().filter(|e| matches!(e, WorkerEvent::Left { .. })).count();
+    swarm_testkit::wait_for(Duration::from_secs(5), "the worker to see all coordinators leave", || {
+        left() == 3
+    })
+    .unwrap();
 }
 
 #[test]
