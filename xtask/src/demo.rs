@@ -18,6 +18,7 @@ pub fn demo(root: &Path, args: &[&str]) -> Result<ExitCode> {
         bail!("--nodes wants a number from 1 on, not `{nodes}`");
     }
     let model = fetch::fetch(root)?;
+    fetch::share(&model)?;
     let mut command = steps::cargo(root);
     command.args([
         "run",

@@ -81,6 +81,27 @@ pub fn fetch(root: &Path) -> Result<PathBuf> {
     Ok(target)
 }
 
+/// Puts the model into the user's models folder too, so that `swarm-os chat` finds its default there. A hard link where
+/// that works, else a copy; a model that is there already is left alone.
+pub fn share(model: &Path) -> Result<()> {
+    let folder = swarm_weights::cache::models_folder();
+    let target = folder.join(FILE);
+    if target.exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    if fs::hard_link(model, &target).is_err() {
+        let partial = folder.join(format!(".{FILE}-{}", process::id()));
+        let copied = fs::copy(model, &partial).and_then(|_| fs::rename(&partial, &target));
+        if copied.is_err() {
+            drop(fs::remove_file(&partial));
+        }
+        copied.with_context(|| format!("cannot copy the model to {}", target.display()))?;
+    }
+    eprintln!("fetch: `swarm-os` finds it as its default model, in {}", folder.display());
+    Ok(())
+}
+
 /// Removes what killed fetches left: folders of ours that nothing touched for an hour.
 fn remove_leftovers(models: &Path) {
     for entry in fs::read_dir(models).into_iter().flatten().filter_map(Result::ok) {

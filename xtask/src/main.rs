@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 const HELP: &str = "\
-cargo xtask fetch              get the demo model (SmolLM2-135M-Instruct, 98 MB) into models/
+cargo xtask fetch              get the default model (SmolLM2-135M-Instruct, 98 MB)
 cargo xtask demo [--nodes N]   answer a prompt over N nodes of this computer (3 when not said)
 cargo xtask test               fetch, tidy, fmt, clippy, then every test; what CI runs
 cargo xtask check              the same, and cargo deny
@@ -27,7 +27,10 @@ fn root() -> PathBuf {
 
 fn run(args: &[&str]) -> Result<ExitCode> {
     match args {
-        ["fetch"] => fetch::fetch(&root()).map(|_| ExitCode::SUCCESS),
+        ["fetch"] => {
+            fetch::share(&fetch::fetch(&root())?)?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["demo", rest @ ..] => demo::demo(&root(), rest),
         ["test"] => test::test(&root(), false),
         ["check"] => test::test(&root(), true),
