@@ -1,0 +1,361 @@
+//! The command line as it is typed. Numbers are numbers here and words are words; what they mean together is
+//! checked in `settings.rs`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Shown under `--help`.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 an answer ended in an error, or verify found a difference; 2 bad usage or input;
+3 no worker was found, or the ring was lost; 130 stopped by Ctrl-C.
+Environment: SWARM_OS_HOME (folder of identity and secret), SWARM_OS_MODELS (folder of models),
+SWARM_OS_LOG (what to log on stderr: error, warn, info, debug).";
+
+/// What `--version` prints: two nodes need the same protocol and the same numerics.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nprotocol {}.{}\nnumerics {}",
+        env!("CARGO_PKG_VERSION"),
+        swarm_wire::PROTOCOL_MAJOR,
+        swarm_wire::PROTOCOL_MINOR,
+        swarm_kernels::NUMERICS
+    )
+});
+
+/// One language model on several computers of one room
+#[derive(Debug, Parser)]
+#[command(name = "swarm-os", version = VERSION.as_str(), after_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, subcommand_required = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// A: `chat`, with at least one worker. B: `worker`. Takes that command's options
+    #[arg(long, value_name = "ROLE", value_parser = ["A", "B"], ignore_case = true)]
+    role: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Offer this computer to the room
+    Worker(WorkerArgs),
+    /// Talk to a model; finds workers and spreads the layers over them
+    Chat(ChatArgs),
+    /// One prompt, one answer on standard output
+    Run(RunArgs),
+    /// Show which layers would go where, and why (not) to split
+    Plan(PlanArgs),
+    /// Prove that a ring gives the same tokens and logits as one node
+    Verify(VerifyArgs),
+    /// Several nodes on this computer answer, then prove themselves equal to one
+    Demo(DemoArgs),
+    /// Measure prefill, decode, memory and the ring's own cost
+    Bench(BenchArgs),
+    /// List the models on this computer
+    Models(ModelsArgs),
+    /// Copy the swarm's secret to another computer
+    #[command(subcommand)]
+    Secret(SecretCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// What people call this node [default: the computer's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Port to listen on, 0 for any
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// Serve this model only: a folder, a .gguf file, a preset or a repository id [default: any that is here]
+    #[arg(long)]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// A running counter instead of a line per step
+    #[arg(long)]
+    pub quiet: bool,
+    /// One JSON event per line
+    #[arg(long)]
+    pub json: bool,
+    /// Listen on this computer only, and end when standard input closes
+    #[arg(long)]
+    pub local: bool,
+    #[arg(long, hide = true, value_parser = ["B"], ignore_case = true)]
+    pub role: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+    #[command(flatten)]
+    pub ring: RingArgs,
+    #[command(flatten)]
+    pub look: LookArgs,
+    #[arg(long, hide = true, value_parser = ["A"], ignore_case = true)]
+    pub role: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What to ask; `-` reads it from standard input
+    pub prompt: String,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    #[command(flatten)]
+    pub ring: RingArgs,
+    /// Look for workers in the room
+    #[arg(long)]
+    pub discover: bool,
+    /// One JSON object with the answer and everything measured
+    #[arg(long)]
+    pub json: bool,
+    /// Print what was measured on standard error
+    #[arg(long)]
+    pub stats: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub ring: RingArgs,
+    #[command(flatten)]
+    pub look: LookArgs,
+    /// The placement as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// What to ask; `-` reads it from standard input [default: a question about the sky]
+    pub prompt: Option<String>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Tokens to compare
+    #[arg(long, default_value_t = 64, value_parser = count())]
+    pub max_tokens: usize,
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    #[command(flatten)]
+    pub ring: RingArgs,
+    /// Look for workers in the room
+    #[arg(long)]
+    pub discover: bool,
+    /// The receipt as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Nodes on this computer
+    #[arg(long, default_value_t = 3, value_parser = count())]
+    pub nodes: usize,
+    /// Tokens of the answer at most
+    #[arg(long, default_value_t = 64, value_parser = count())]
+    pub max_tokens: usize,
+    /// What to ask
+    #[arg(long, default_value = "Why is the sky blue? Answer in two sentences.")]
+    pub prompt: String,
+}
+
+/// Definitions of what `bench` prints, shown under its `--help`.
+const BENCH_TERMS: &str = "\
+weight_bytes_per_token    weight bytes that one decode step reads, all nodes together
+read_bandwidth_gb_s       sequential reads of a large buffer with the threads of one node, in 10^9 bytes/s
+decode_bandwidth_fraction decode tok/s of one session x weight_bytes_per_token / read bandwidth
+peak_rss_bytes            peak resident memory, this computer's processes together
+hop_overhead_us_p50       (median of lap - sum of computes) / hops - half the shortest round trip of a link";
+
+#[derive(Debug, Args)]
+#[command(after_help = BENCH_TERMS)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub ring: RingArgs,
+    /// Look for workers in the room
+    #[arg(long)]
+    pub discover: bool,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 512, value_parser = count())]
+    pub prompt_tokens: usize,
+    /// Tokens to generate
+    #[arg(long, default_value_t = 64, value_parser = count())]
+    pub gen_tokens: usize,
+    /// Sessions at the same time
+    #[arg(long, default_value_t = 1, value_parser = count())]
+    pub sessions: usize,
+    /// Measured rounds, after one that is not counted
+    #[arg(long, default_value_t = 3, value_parser = count())]
+    pub rounds: usize,
+    /// Prompt rows in one frame
+    #[arg(long, default_value_t = 128, value_parser = count())]
+    pub chunk: usize,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelsArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Print this swarm's secret; whoever has it can join
+    Export,
+    /// Join the swarm of a secret; the old secret is kept in a file beside it
+    Import {
+        /// The secret [default: read from standard input, where other users cannot see it]
+        secret: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A folder, a .gguf file, a repository id, or a preset: smol, tiny, qwen
+    #[arg(long, default_value = swarm_weights::cache::DEFAULT_MODEL)]
+    pub model: String,
+    /// Positions of a session [default: the model's own maximum, at most 4096]
+    #[arg(long, value_parser = count())]
+    pub context: Option<usize>,
+    /// How KV rows are stored
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    pub kv: Kv,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kv {
+    F16,
+    F32,
+}
+
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    /// Compute threads of this node [default: all cores]
+    #[arg(long, value_parser = count())]
+    pub threads: Option<usize>,
+    /// Cores to pin the compute threads to, for example 0,1
+    #[arg(long, value_delimiter = ',')]
+    pub cores: Option<Vec<usize>>,
+    /// Memory to use at most, for example 8GB [default: what is free]
+    #[arg(long)]
+    pub memory: Option<String>,
+}
+
+/// How answers are made.
+#[derive(Debug, Args)]
+pub struct AnswerArgs {
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 512, value_parser = count())]
+    pub max_tokens: usize,
+    /// 0 takes the most likely token, higher is more varied
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub temperature: f32,
+    /// Choose among this many most likely tokens, 0 for all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: u32,
+    /// Choose among the most likely tokens that together reach this probability
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Leave out tokens less likely than this share of the most likely one
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Above 1: make tokens that came already less likely
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub repetition_penalty: f32,
+    /// Equal seeds give equal answers
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// What the model is told first
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Text that ends the answer; may be repeated
+    #[arg(long)]
+    pub stop: Vec<String>,
+}
+
+/// Who is in the ring.
+#[derive(Debug, Args)]
+pub struct RingArgs {
+    /// Nodes on this computer: all but one are started for the duration of the command
+    #[arg(long, value_parser = count(), conflicts_with_all = ["peer", "workers"])]
+    pub nodes: Option<usize>,
+    /// Address of a worker, where discovery does not reach it; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
+    /// Fewer workers than this are an error
+    #[arg(long, value_name = "N", value_parser = count())]
+    pub workers: Option<usize>,
+    /// How long to look for workers [default: 3, or 30 when workers are required]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub wait: Option<u32>,
+    /// The layers of each node, this one first, for example 0..11,11..22 [default: by memory and speed]
+    #[arg(long)]
+    pub layers: Option<String>,
+}
+
+/// How commands that look for workers by themselves are kept from it.
+#[derive(Debug, Args)]
+pub struct LookArgs {
+    /// Do not search the room; use --peer only
+    #[arg(long)]
+    pub no_discovery: bool,
+    /// Use this computer alone
+    #[arg(long, conflicts_with_all = ["peer", "workers", "nodes", "no_discovery"])]
+    pub alone: bool,
+}
+
+/// A number from 1 on.
+fn count() -> impl clap::builder::TypedValueParser<Value = usize> {
+    use clap::builder::TypedValueParser;
+    clap::value_parser!(u32).range(1..).map(|number| number as usize)
+}
+
+/// The command line with the original's `--role A` and `--role B` turned into a command.
+pub fn with_role(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_option = |arg: &OsString| arg.to_str().is_some_and(|arg| arg.starts_with('-'));
+    if !args.get(1).is_some_and(is_option) {
+        return args;
+    }
+    let words: Vec<String> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let at = words.iter().position(|word| word == "--role" || word.starts_with("--role="));
+    let role = at.and_then(|at| match words[at].strip_prefix("--role=") {
+        Some(role) => Some(role),
+        None => words.get(at + 1).map(String::as_str),
+    });
+    let command = match role {
+        Some("A" | "a") => "chat",
+        Some("B" | "b") => "worker",
+        _ => return args,
+    };
+    args.insert(1, command.into());
+    args
+}
+
+/// A model by what the user typed, as a path where it is one, so that it does not depend on the folder of the
+/// process that opens it.
+pub fn absolute_model(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}

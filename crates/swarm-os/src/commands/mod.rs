@@ -1,0 +1,11 @@
+//! One file per command.
+
+pub mod bench;
+pub mod chat;
+pub mod demo;
+pub mod models;
+pub mod plan;
+pub mod run;
+pub mod secret;
+pub mod verify;
+pub mod worker;

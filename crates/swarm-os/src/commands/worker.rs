@@ -1,0 +1,104 @@
+//! `swarm-os worker`: waits in the room and serves a stage.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use serde_json::json;
+use swarm_link::Identity;
+use swarm_node::{NodeError, Worker, WorkerConfig, machine, memory_offered};
+
+use crate::args::{WorkerArgs, absolute_model};
+use crate::failure::Failure;
+use crate::interrupt::{self, Repeat};
+use crate::present::text;
+use crate::present::worker::{Voice, WorkerView};
+use crate::settings;
+use crate::start::read_bandwidth;
+
+/// Serves until Ctrl-C; with `--local`, until standard input closes.
+pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
+    let config = config(args)?;
+    let (_, identity) = settings::identity()?;
+    let voice = match (args.json, args.quiet) {
+        (true, _) => Voice::Json,
+        (false, true) => Voice::Counter,
+        (false, false) => Voice::Lines,
+    };
+    let (end, ended) = channel();
+    let _interrupt = if args.local {
+        // Ctrl-C is for the command that started this worker, and closes standard input in the end.
+        interrupt::during(Repeat::Same, || {})
+    } else {
+        let end = end.clone();
+        interrupt::during(Repeat::End, move || {
+            let _ = end.send(());
+        })
+    };
+    let view = Arc::new(WorkerView::new(voice));
+    let watch = view.clone();
+    let worker = Worker::start(config.clone(), identity.clone(), Arc::new(move |event| watch.event(&event)))?;
+    announce(&config, &identity, worker.port(), voice)?;
+    if args.local {
+        end_with_stdin(end)?;
+    }
+    // Both ends are gone only when the process is about to end anyway.
+    let _ = ended.recv();
+    drop(worker);
+    Ok(())
+}
+
+fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
+    let model = match &args.model {
+        Some(model) => {
+            // Opened once to tell now what would fail when a coordinator comes.
+            swarm_node::open_model(model)?;
+            Some(absolute_model(swarm_node::resolve_model(model)?))
+        }
+        None => None,
+    };
+    let mut config = WorkerConfig {
+        name: args.name.clone().unwrap_or_else(machine::host_name),
+        port: args.port,
+        local_only: args.local,
+        model,
+        threads: args.compute.threads,
+        cores: settings::cores(&args.compute)?,
+        memory_bytes: settings::memory(&args.compute)?,
+        read_gb_s: None,
+    };
+    if !args.local {
+        config.read_gb_s = Some(read_bandwidth(config.threads, config.cores.clone())?);
+    }
+    Ok(config)
+}
+
+/// Says who and where this worker is, and what it offers. Those who start workers wait for this line.
+fn announce(config: &WorkerConfig, identity: &Identity, port: u16, voice: Voice) -> Result<(), Failure> {
+    let name = format!("{}-{}", text::line(&config.name), &identity.node_id().short()[..4]);
+    let threads = config.threads.unwrap_or_else(machine::cores);
+    let memory = memory_offered(config.memory_bytes);
+    if voice == Voice::Json {
+        let waiting = json!({"event": "waiting", "port": port, "name": name, "threads": threads,
+            "memory_bytes": memory, "read_gb_s": config.read_gb_s});
+        return Ok(text::say(&waiting.to_string())?);
+    }
+    text::say(&format!(
+        "worker {name} waits on port {port}\noffers {threads} threads and {} of memory, reads {}\nCtrl-C ends it",
+        text::bytes(memory),
+        text::number(config.read_gb_s, 1, " GB/s"),
+    ))?;
+    Ok(())
+}
+
+/// Sends the end when standard input closes: whoever started this worker has gone.
+fn end_with_stdin(end: Sender<()>) -> Result<(), Failure> {
+    let wait = move || {
+        let mut sink = [0; 256];
+        while matches!(std::io::stdin().lock().read(&mut sink), Ok(count) if count > 0) {}
+        let _ = end.send(());
+    };
+    std::thread::Builder::new().name("standard input".into()).spawn(wait).map(drop).map_err(|source| {
+        NodeError::System { what: "a thread cannot be started".into(), source }.into()
+    })
+}

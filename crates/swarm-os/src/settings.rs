@@ -1,0 +1,300 @@
+//! What the command line means: checked once, before anything is opened or started.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use swarm_kernels::KvType;
+use swarm_link::{ConfigDir, Identity, parse_peer};
+use swarm_node::{EngineConfig, Message, NodeError, Prompt, Request, Sampling, WorkerSearch, machine};
+
+use crate::args::{AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, RingArgs, absolute_model};
+use crate::failure::Failure;
+
+/// Longest wait for a peer's name to be looked up.
+const LOOK_UP: Duration = Duration::from_secs(3);
+/// How long to look when nobody is needed.
+const WAIT_OPTIONAL: u32 = 3;
+/// How long to look when somebody is needed.
+const WAIT_REQUIRED: u32 = 30;
+/// Workers of this computer answer at once; a very busy computer takes longer.
+const WAIT_LOCAL: Duration = Duration::from_secs(20);
+/// Sessions of a command that has one at a time: the next may begin while the last is being closed.
+const SESSIONS: usize = 4;
+
+/// Everything needed to start an engine.
+pub struct Start {
+    pub config: EngineConfig,
+    pub identity: Identity,
+    pub local: Option<LocalRing>,
+}
+
+/// The nodes that are started on this computer.
+pub struct LocalRing {
+    pub workers: usize,
+    /// Compute threads of each.
+    pub threads: usize,
+    /// Node `i` gets the cores `i * threads ..`, modulo their number.
+    pub pinned: bool,
+    pub model: PathBuf,
+}
+
+/// Whom a command looks for when nothing is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// Nobody.
+    None,
+    /// Workers, but it goes on without.
+    Optional,
+    /// At least one worker.
+    Required,
+}
+
+impl Search {
+    /// Of a command that looks by itself.
+    pub fn of(look: &LookArgs, required: bool) -> Self {
+        match (look.alone || look.no_discovery, required) {
+            (true, _) => Self::None,
+            (false, true) => Self::Required,
+            (false, false) => Self::Optional,
+        }
+    }
+
+    /// Of a command that looks when told to: then somebody must be there.
+    pub fn when(discover: bool) -> Self {
+        if discover { Self::Required } else { Self::None }
+    }
+}
+
+/// This user's folders and who this node is.
+pub fn identity() -> Result<(ConfigDir, Identity), Failure> {
+    let folders = ConfigDir::locate()?;
+    let identity = Identity::load_or_create(folders.config())?;
+    Ok((folders, identity))
+}
+
+impl Start {
+    /// Checks `model` and `ring` and puts them together.
+    pub fn new(model: &ModelArgs, ring: &RingArgs, search: Search) -> Result<Self, Failure> {
+        let path = swarm_node::resolve_model(&model.model)?;
+        let cut = ring.layers.as_deref().map(layers).transpose()?;
+        let nodes = local_nodes(ring, cut.as_deref(), search)?;
+        let peers = ring.peer.iter().map(|peer| peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
+        let (folders, identity) = identity()?;
+        let mut config = EngineConfig::new(path_text(&model.model, &path));
+        config.context = model.context;
+        config.kv_type = match model.kv {
+            Kv::F16 => KvType::F16,
+            Kv::F32 => KvType::F32,
+        };
+        compute(&model.compute, &mut config)?;
+        config.cut = cut;
+        config.sessions_max = SESSIONS;
+        config.state_dir = Some(folders.state().to_path_buf());
+        config.search = worker_search(ring, search, peers);
+        let mut local = None;
+        if let Some(nodes) = nodes.filter(|&nodes| nodes > 1) {
+            let threads = model.compute.threads.unwrap_or_else(|| (machine::cores() / nodes).max(1));
+            config.threads = Some(threads);
+            config.name = node_name(0, nodes);
+            config.search =
+                WorkerSearch { at_least: nodes - 1, at_most: nodes - 1, within: WAIT_LOCAL, ..WorkerSearch::default() };
+            local = Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
+        } else if nodes.is_some() {
+            config.search = WorkerSearch::default();
+        }
+        Ok(Self { config, identity, local })
+    }
+
+    /// The same model on this computer alone, with all its cores.
+    pub fn alone(&self, compute: &ComputeArgs) -> Result<Self, Failure> {
+        let mut config = self.config.clone();
+        config.search = WorkerSearch::default();
+        config.cut = None;
+        config.threads = compute.threads;
+        // Another instance: two engines of one process must not be taken for one node.
+        let identity = self.identity.another_instance()?;
+        Ok(Self { config, identity, local: None })
+    }
+}
+
+/// The name of node `index` of a ring on one computer. Names are padded, because ring order is their order.
+pub fn node_name(index: usize, nodes: usize) -> String {
+    let digits = nodes.to_string().len();
+    format!("node-{:0digits$}", index + 1)
+}
+
+/// What workers are told the model is called: what the user typed, unless that is a path, which leads nowhere on
+/// other computers but says here what is meant.
+fn path_text(typed: &str, path: &std::path::Path) -> String {
+    let is_path = std::path::Path::new(typed).exists();
+    if is_path { absolute_model(path.to_path_buf()).to_string_lossy().into_owned() } else { typed.to_owned() }
+}
+
+/// Threads, cores and memory, into `config`.
+fn compute(compute: &ComputeArgs, config: &mut EngineConfig) -> Result<(), Failure> {
+    config.threads = compute.threads;
+    config.cores = cores(compute)?;
+    config.memory_bytes = memory(compute)?;
+    Ok(())
+}
+
+/// The cores to pin to, each of which must be there.
+pub fn cores(compute: &ComputeArgs) -> Result<Option<Vec<usize>>, Failure> {
+    let Some(cores) = &compute.cores else { return Ok(None) };
+    let here = machine::core_ids();
+    match cores.iter().find(|core| !here.contains(core)) {
+        Some(core) => {
+            let here: Vec<String> = here.iter().map(ToString::to_string).collect();
+            Err(Failure::usage(format!("--cores: there is no core {core} for this process; there are {}", here.join(","))))
+        }
+        None => Ok(Some(cores.clone())),
+    }
+}
+
+/// `--memory`, in bytes.
+pub fn memory(compute: &ComputeArgs) -> Result<Option<u64>, Failure> {
+    compute.memory.as_deref().map(|text| parse_bytes(text).map_err(|why| Failure::usage(format!("--memory: {why}")))).transpose()
+}
+
+/// How many nodes this computer gets; `None` when the ring is made of others.
+fn local_nodes(ring: &RingArgs, cut: Option<&[Range<usize>]>, search: Search) -> Result<Option<usize>, Failure> {
+    match (ring.nodes, cut) {
+        (Some(nodes), Some(cut)) if nodes != cut.len() => Err(Failure::usage(format!(
+            "--layers names the layers of {} nodes, but --nodes is {nodes}; make them agree",
+            cut.len()
+        ))),
+        (Some(nodes), _) => Ok(Some(nodes)),
+        // Without anybody to look for, a cut says how many nodes there are.
+        (None, Some(cut)) if search == Search::None && ring.peer.is_empty() => Ok(Some(cut.len())),
+        (None, _) => Ok(None),
+    }
+}
+
+fn worker_search(ring: &RingArgs, search: Search, peers: Vec<Vec<std::net::SocketAddr>>) -> WorkerSearch {
+    let required = ring.workers.unwrap_or(0).max(usize::from(search == Search::Required || !peers.is_empty()));
+    let wait = ring.wait.unwrap_or(if required > 0 { WAIT_REQUIRED } else { WAIT_OPTIONAL });
+    let anybody = search != Search::None || !peers.is_empty() || required > 0;
+    WorkerSearch {
+        peers,
+        discover: search != Search::None || (ring.workers.is_some() && ring.peer.is_empty()),
+        at_least: required,
+        at_most: if anybody { usize::MAX } else { 0 },
+        within: Duration::from_secs(u64::from(wait)),
+    }
+}
+
+fn peer_addresses(peer: &str) -> Result<Vec<std::net::SocketAddr>, Failure> {
+    parse_peer(peer, LOOK_UP).map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
+}
+
+/// `0..11,11..22`.
+fn layers(text: &str) -> Result<Vec<Range<usize>>, Failure> {
+    let range = |part: &str| -> Option<Range<usize>> {
+        let (start, end) = part.trim().split_once("..")?;
+        Some(start.parse().ok()?..end.parse().ok()?)
+    };
+    let parts: Option<Vec<_>> = text.split(',').map(range).collect();
+    parts.ok_or_else(|| {
+        Failure::usage(format!("--layers: {text:?} is not a list of layer ranges; write it like 0..11,11..22"))
+    })
+}
+
+/// `8GB`, `512 MiB`, `1000000`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(format!("{text:?} has a unit that is not known; write it like 8GB or 512MiB")),
+    };
+    let wrong = || format!("{text:?} is not an amount of memory; write it like 8GB or 512MiB");
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * factor as f64;
+    if !bytes.is_finite() || bytes < 1.0 || bytes >= u64::MAX as f64 {
+        return Err(wrong());
+    }
+    Ok(bytes as u64)
+}
+
+/// A request with these sampling numbers, which are checked here.
+pub fn request(args: &AnswerArgs, prompt: Prompt) -> Result<Request, Failure> {
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        seed: args.seed,
+    };
+    sampling.validate().map_err(|error| NodeError::Request(error.to_string()))?;
+    if args.stop.iter().any(String::is_empty) {
+        return Err(Failure::usage("--stop: an empty text would end every answer at once; leave it out"));
+    }
+    Ok(Request {
+        max_tokens: Some(args.max_tokens),
+        sampling,
+        stop: args.stop.clone(),
+        ..Request::new(prompt)
+    })
+}
+
+/// One question, put into the chat template unless it is `raw`.
+pub fn prompt(text: String, system: Option<&str>, raw: bool) -> Prompt {
+    if raw {
+        return Prompt::Raw(text);
+    }
+    let system = system.map(Message::system);
+    Prompt::Chat(system.into_iter().chain([Message::user(text)]).collect())
+}
+
+/// What was typed as the prompt, or all of standard input for `-`, without its last newline.
+pub fn prompt_text(typed: &str) -> Result<String, Failure> {
+    if typed != "-" {
+        return Ok(typed.to_owned());
+    }
+    let mut text = std::io::read_to_string(std::io::stdin().lock())
+        .map_err(|error| Failure::usage(format!("the prompt cannot be read from standard input: {error}")))?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_of_memory() {
+        for (text, bytes) in [("8GB", 8_000_000_000), ("1.5 MiB", 1_572_864), ("12", 12), ("2k", 2_000)] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "-1", "1..2", "8 XB", "0", "1e9", "99999999999999999999TB", "nan"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cuts() {
+        assert_eq!(layers("0..2, 2..5").unwrap(), [0..2, 2..5]);
+        for text in ["", "0-2", "0..", "..2", "0..2;2..3", "0..2,", "-1..2", "0..99999999999999999999"] {
+            assert!(layers(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn local_names_sort_like_their_places() {
+        let names: Vec<_> = (0..12).map(|index| node_name(index, 12)).collect();
+        assert!(names.is_sorted(), "{names:?}");
+        assert_eq!(node_name(1, 3), "node-2");
+    }
+}

@@ -1,0 +1,87 @@
+//! Starting an engine: workers on this computer where asked for, progress, and a measured read bandwidth where
+//! the placement depends on it.
+
+use std::thread;
+
+use swarm_node::{Engine, LocalWorkers, NodeError, Plan, machine};
+
+use crate::failure::{Code, Failure};
+use crate::present::progress::Progress;
+use crate::settings::{LocalRing, Start, node_name};
+
+/// Bytes of the buffer that is read to measure bandwidth: far larger than caches.
+pub const PROBE_BYTES: usize = 256 << 20;
+/// Passes over it.
+pub const PROBE_ROUNDS: usize = 3;
+
+/// An engine and the workers that were started for it. The engine goes first.
+pub struct Running {
+    pub engine: Engine,
+    pub workers: Option<LocalWorkers>,
+}
+
+impl Start {
+    /// Starts workers and engine.
+    pub fn go(mut self, progress: &Progress) -> Result<Running, Failure> {
+        let workers = self.prepare()?;
+        let engine = Engine::start(&self.config, &self.identity, &|event| progress.event(event))?;
+        progress.clear();
+        Ok(Running { engine, workers })
+    }
+
+    /// Places the layers without loading them.
+    pub fn plan(mut self, progress: &Progress) -> Result<Plan, Failure> {
+        let _workers = self.prepare()?;
+        Ok(swarm_node::plan(&self.config, &self.identity, &|event| progress.event(event))?)
+    }
+
+    /// Starts the workers of this computer, if any, and points the search at them.
+    fn prepare(&mut self) -> Result<Option<LocalWorkers>, Failure> {
+        if let Some(local) = &self.local {
+            if local.pinned {
+                self.config.cores = Some(node_cores(0, local.threads));
+            }
+            let workers = start_workers(local)?;
+            self.config.search.peers = workers.peers();
+            return Ok(Some(workers));
+        }
+        if self.config.search.at_most > 0 && self.config.cut.is_none() && self.config.read_gb_s.is_none() {
+            self.config.read_gb_s = Some(read_bandwidth(self.config.threads, self.config.cores.clone())?);
+        }
+        Ok(None)
+    }
+}
+
+fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
+    let program = std::env::current_exe()
+        .map_err(|source| NodeError::System { what: "this program's own file cannot be found".into(), source })?;
+    let arguments = |index: usize| {
+        let mut arguments = vec!["--name".to_owned(), node_name(index + 1, local.workers + 1)];
+        arguments.extend(["--threads".to_owned(), local.threads.to_string()]);
+        arguments.extend(["--model".to_owned(), local.model.to_string_lossy().into_owned()]);
+        if local.pinned {
+            let cores: Vec<String> =
+                node_cores(index + 1, local.threads).iter().map(ToString::to_string).collect();
+            arguments.extend(["--cores".to_owned(), cores.join(",")]);
+        }
+        arguments
+    };
+    Ok(LocalWorkers::start(&program, local.workers, arguments)?)
+}
+
+/// The cores of node `index` when every node is pinned to its own.
+pub fn node_cores(index: usize, threads: usize) -> Vec<usize> {
+    let all = machine::core_ids();
+    (index * threads..(index + 1) * threads).filter_map(|at| all.get(at % all.len().max(1)).copied()).collect()
+}
+
+/// Sequential read bandwidth with these threads and cores. Measured on a thread of its own, so that
+/// pinning does not stay with this one.
+pub fn read_bandwidth(threads: Option<usize>, cores: Option<Vec<usize>>) -> Result<f64, Failure> {
+    let threads = threads.unwrap_or_else(machine::cores);
+    let measure = move || machine::read_bandwidth(&machine::pool(threads, cores), PROBE_BYTES, PROBE_ROUNDS);
+    let measured = thread::Builder::new().name("probe".into()).spawn(measure);
+    measured.ok().and_then(|thread| thread.join().ok()).ok_or_else(|| {
+        Failure::new(Code::Failed, "the read bandwidth cannot be measured: no thread for it; end other programs")
+    })
+}
