@@ -25,6 +25,7 @@ mod stage_loop;
 mod stage_setup;
 mod worker;
 
+pub use control::memory_offered;
 pub use coordinator::SessionTelemetry;
 pub use engine::{
     Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, Plan, open_model, plan, resolve_model,

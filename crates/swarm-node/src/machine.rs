@@ -14,7 +14,12 @@ pub fn memory_available() -> Option<u64> {
 
 /// Most memory this process has had resident, in bytes.
 pub fn peak_rss() -> Option<u64> {
-    proc_field("/proc/self/status", "VmHWM:").map(|kib| kib.saturating_mul(1024))
+    peak_rss_of(std::process::id())
+}
+
+/// The same of another process of this user.
+pub fn peak_rss_of(process: u32) -> Option<u64> {
+    proc_field(&format!("/proc/{process}/status"), "VmHWM:").map(|kib| kib.saturating_mul(1024))
 }
 
 fn proc_field(file: &str, name: &str) -> Option<u64> {
@@ -32,6 +37,14 @@ fn cgroup_headroom() -> Option<u64> {
 /// Cores this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Ids of the cores this process may be pinned to, rising.
+pub fn core_ids() -> Vec<usize> {
+    let mut ids: Vec<usize> =
+        core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// The computer's name, for people; never sent by mDNS.
