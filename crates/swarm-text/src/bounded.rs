@@ -15,17 +15,23 @@ use std::time::Duration;
 use crate::TextError;
 use crate::error::sentence;
 
-/// Generous, because recursive parsers run here.
-const STACK_BYTES: usize = 8 << 20;
+/// For work whose recursion has limits of its own.
+pub(crate) const STACK_BYTES: usize = 8 << 20;
 
-/// Runs `work` on a thread of its own and waits at most `limit` for its value.
+/// Runs `work` on a thread of its own, with a stack of `stack` bytes, and waits at most `limit` for its value.
 ///
-/// `what` completes "failed to ..." in errors. A panic becomes an error (its text also goes to stderr, as the
-/// process's panic hook decides).
+/// A stack that overflows cannot be contained, so `stack` must hold the deepest recursion that `work` can reach; it
+/// is address space, and becomes memory only as far as it is used. `what` completes "did not ..." in errors. A
+/// panic becomes an error (its text also goes to stderr, as the process's panic hook decides).
 ///
 /// # Errors
 /// [`TextError::Panicked`], [`TextError::TimedOut`], [`TextError::Thread`].
-pub(crate) fn bounded<T, F>(what: &'static str, limit: Duration, work: F) -> Result<T, TextError>
+pub(crate) fn bounded<T, F>(
+    what: &'static str,
+    stack: usize,
+    limit: Duration,
+    work: F,
+) -> Result<T, TextError>
 where
     T: Send + 'static,
     F: FnOnce() -> T + Send + 'static,
@@ -33,7 +39,7 @@ where
     let (sender, receiver) = sync_channel(1);
     thread::Builder::new()
         .name(format!("text: {what}"))
-        .stack_size(STACK_BYTES)
+        .stack_size(stack)
         .spawn(move || {
             // The closure owns all it touches, so nothing half-changed is seen after a panic.
             let outcome = catch_unwind(AssertUnwindSafe(work));
@@ -65,12 +71,12 @@ mod tests {
     #[test]
     fn a_value_a_panic_and_a_hang() {
         let limit = Duration::from_secs(30);
-        assert_eq!(bounded("count", limit, || 7).expect("a value"), 7);
-        let panicked = bounded("count", limit, || panic!("planted")).expect_err("a panic");
+        assert_eq!(bounded("count", STACK_BYTES, limit, || 7).expect("a value"), 7);
+        let panicked = bounded("count", STACK_BYTES, limit, || panic!("planted")).expect_err("a panic");
         assert!(matches!(&panicked, TextError::Panicked { why, .. } if why == "planted"), "{panicked}");
         // Waits for a message that comes only after the deadline was missed.
         let (release, wait) = channel::<()>();
-        let late = bounded("count", Duration::from_millis(20), move || wait.recv().is_ok());
+        let late = bounded("count", STACK_BYTES, Duration::from_millis(20), move || wait.recv().is_ok());
         assert!(matches!(late, Err(TextError::TimedOut { .. })));
         release.send(()).expect("the thread is still there");
     }

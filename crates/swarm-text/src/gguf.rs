@@ -292,3 +292,25 @@ fn token_text(parts: &GgufParts, id: Option<u32>) -> Option<&str> {
 fn library(error: tokenizers::Error) -> TextError {
     TextError::Library { what: "build from the vocabulary", why: sentence(&error.to_string()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merges_are_those_of_hugging_faces_converter() {
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/llama.json")).expect("the fixture is JSON");
+        let list = |key: &str| fixture["gguf"][key].as_array().expect("a list").clone();
+        let parts = GgufParts {
+            model: "llama".to_owned(),
+            tokens: list("tokens").iter().map(|v| v.as_str().expect("text").to_owned()).collect(),
+            scores: list("scores").iter().map(|v| v.as_f64().expect("a number") as f32).collect(),
+            token_types: list("token_types").iter().map(|v| v.as_i64().expect("a number") as i32).collect(),
+            ..GgufParts::default()
+        };
+        let want: Vec<(String, String)> = serde_json::from_value(fixture["merges"].clone()).expect("pairs");
+        assert!(want.len() > 100);
+        assert_eq!(merges_from_scores(&parts).expect("sound"), want);
+    }
+}

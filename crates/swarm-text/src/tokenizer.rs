@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::bounded::bounded;
+use crate::bounded::{STACK_BYTES, bounded};
 use crate::detokenizer::decode_all;
 use crate::encoder::{Encoder, Literal};
 use crate::pieces::Pieces;
@@ -129,7 +129,8 @@ impl Tokenizer {
     fn load(
         build: impl FnOnce() -> Result<Parts, TextError> + Send + 'static,
     ) -> Result<Tokenizer, TextError> {
-        let core = bounded("load the tokenizer", LOAD_LIMIT, move || build().and_then(Core::new))??;
+        let core =
+            bounded("load the tokenizer", STACK_BYTES, LOAD_LIMIT, move || build().and_then(Core::new))??;
         Ok(Tokenizer { core: Arc::new(core) })
     }
 
@@ -156,7 +157,8 @@ impl Tokenizer {
             return Err(TextError::Stuck);
         }
         let (core, text) = (Arc::clone(&self.core), text.to_owned());
-        let encoded = bounded("encode a text", ENCODE_LIMIT, move || core.encoder.encode(&text, &literal));
+        let encoded =
+            bounded("encode a text", STACK_BYTES, ENCODE_LIMIT, move || core.encoder.encode(&text, &literal));
         if matches!(encoded, Err(TextError::TimedOut { .. })) {
             self.core.stuck.store(true, Ordering::Relaxed);
         }

@@ -10,7 +10,7 @@
 usage: make_goldens.py [--smollm2 SmolLM2-135M-Instruct.Q4_1.gguf]
 needs: tokenizers, transformers, jinja2; for --smollm2 also gguf
 """
-import argparse, datetime, glob, json, os, random
+import argparse, collections, datetime, glob, json, os, random
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -172,7 +172,11 @@ def make_llama():
     words = [("\u2581" + t.replace(" ", "\u2581")) for t in TEXTS]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
-    trained.train_from_iterator(words, trainers.BpeTrainer(vocab_size=300, limit_alphabet=50, show_progress=False))
+    # The trainer's own limit on characters breaks ties at random.
+    counts = collections.Counter("".join(words))
+    common = sorted(sorted(counts), key=lambda c: -counts[c])[:50]
+    words = ["".join(c for c in word if c in common) for word in words]
+    trained.train_from_iterator(words, trainers.BpeTrainer(vocab_size=300, show_progress=False))
     model = json.loads(trained.to_str())["model"]
     learnt = sorted(model["vocab"], key=model["vocab"].get)
     pieces, chars = [p for p in learnt if len(p) > 1], [p for p in learnt if len(p) == 1]

@@ -7,8 +7,6 @@ use minijinja::{Error, ErrorKind, Value};
 use serde::Serialize;
 use serde_json::ser::{Formatter, Serializer};
 
-use crate::TEXT_BYTES_MAX;
-
 /// `value|tojson(indent=None, ensure_ascii=False, separators=None, sort_keys=False)`.
 pub(super) fn tojson(
     state: &mut minijinja::State,
@@ -36,23 +34,36 @@ pub(super) fn tojson(
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
 
-    let mut out = Charged { bytes: Vec::new(), state };
     let python = Python { indent, item, key, ensure_ascii, depth: 0, has_value: false };
-    let mut serializer = Serializer::with_formatter(&mut out, python);
-    let written = if sort_keys {
-        serde_json::to_value(value).map(sorted).and_then(|value| value.serialize(&mut serializer))
+    let text = if sort_keys {
+        // Written once to be paid for and read back, because a lazy list may be far larger than its memory.
+        let plain = write(state, value, serde_json::ser::CompactFormatter)?;
+        let plain: serde_json::Value =
+            serde_json::from_str(&plain).map_err(|error| invalid(error.to_string()))?;
+        write(state, &sorted(plain), python)?
     } else {
-        value.serialize(&mut serializer)
+        write(state, value, python)?
     };
-    let bytes = out.bytes;
-    written.map_err(|error| {
-        // Running out of fuel surfaces as an IO error here; say so again as what it is.
-        let kind = if error.is_io() { ErrorKind::OutOfFuel } else { ErrorKind::InvalidOperation };
-        Error::new(kind, format!("cannot write as JSON: {error}"))
-    })?;
-    let text =
-        String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::InvalidOperation, "JSON is not text"))?;
     Ok(Value::from(text))
+}
+
+fn invalid(why: String) -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("cannot write as JSON: {why}"))
+}
+
+fn write(
+    state: &mut minijinja::State,
+    value: &impl Serialize,
+    formatter: impl Formatter,
+) -> Result<String, Error> {
+    let mut out = Charged { bytes: Vec::new(), state };
+    let written = value.serialize(&mut Serializer::with_formatter(&mut out, formatter));
+    match written {
+        Ok(()) => String::from_utf8(out.bytes).map_err(|_| invalid("it is not text".to_owned())),
+        // The writer fails for want of fuel only; say so again as what it is.
+        Err(error) if error.is_io() => Err(Error::from(ErrorKind::OutOfFuel)),
+        Err(error) => Err(invalid(error.to_string())),
+    }
 }
 
 fn spaces(count: &Value) -> Result<String, Error> {
@@ -91,9 +102,6 @@ impl Write for Charged<'_, '_, '_> {
         // One fuel per write and 16 bytes: what the engine charges for its own serialization.
         let fuel = 1 + more.len() as u64 / 16;
         self.state.consume_fuel(fuel).map_err(|_| io::Error::other("out of fuel"))?;
-        if self.bytes.len().saturating_add(more.len()) > TEXT_BYTES_MAX {
-            return Err(io::Error::other("too long"));
-        }
         self.bytes.extend_from_slice(more);
         Ok(more.len())
     }

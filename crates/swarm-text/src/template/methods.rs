@@ -11,6 +11,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     if let Some(text) = value.as_str() {
         match method {
             "replace" => charge_replace(state, text, args)?,
+            "split" | "splitlines" => charge_split(state, text, args)?,
             "join" => return join(state, text, args),
             // Field widths may ask for any size, and no known template formats this way.
             "format" => {
@@ -34,6 +35,15 @@ fn charge_replace(state: &State, text: &str, args: &[Value]) -> Result<(), Error
     };
     let matches = text.matches(old).count();
     charge_bytes(state, text.len().saturating_add(matches.saturating_mul(new.len())))
+}
+
+/// Each part becomes a value of its own, which may be far larger than the part.
+fn charge_split(state: &State, text: &str, args: &[Value]) -> Result<(), Error> {
+    let parts = match args.first().and_then(Value::as_str) {
+        Some(separator) => text.matches(separator).count(),
+        None => text.matches(char::is_whitespace).count(),
+    };
+    charge_bytes(state, text.len().saturating_add(parts.saturating_mul(32)))
 }
 
 /// `separator.join(items)`: charged item by item, because a repeated list has more items than bytes of memory.
