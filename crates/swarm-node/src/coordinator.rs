@@ -123,11 +123,13 @@ impl Coordinator {
     /// Serves until told to stop. A lost ring ends its sessions with an error; later requests are refused with it.
     pub fn run(mut self) {
         loop {
-            if let Err(error) = self.work() {
-                self.ring_lost(&error);
-            }
+            let worked = self.work();
             self.deliver();
-            match self.wait() {
+            let flow = match worked {
+                Ok(Flow::On) => self.wait(),
+                stopped_or_failed => stopped_or_failed,
+            };
+            match flow {
                 Ok(Flow::On) => {}
                 Ok(Flow::Stop) => break,
                 Err(error) => self.ring_lost(&error),
@@ -140,14 +142,16 @@ impl Coordinator {
     }
 
     /// Does what there is to do, looking at what has arrived between any two steps.
-    fn work(&mut self) -> Result<(), NodeError> {
+    fn work(&mut self) -> Result<Flow, NodeError> {
         loop {
-            self.arrivals()?;
+            if let Flow::Stop = self.arrivals()? {
+                return Ok(Flow::Stop);
+            }
             let mut plan = std::mem::take(&mut self.plan);
             let action = self.scheduler.poll(now_us(), self.limits.tokens_max, &mut plan);
             self.plan = plan;
             match action {
-                None => return Ok(()),
+                None => return Ok(Flow::On),
                 Some(Action::Open(session)) => self.open(session)?,
                 Some(Action::Close(session)) => self.close(session)?,
                 Some(Action::Step(head)) => self.step(head)?,
@@ -157,15 +161,32 @@ impl Coordinator {
         }
     }
 
-    /// Takes answers and news that are here already, without waiting.
-    fn arrivals(&mut self) -> Result<(), NodeError> {
+    /// Takes answers, news and commands that are here already, without waiting. One node alone never waits while it
+    /// has a session, so this is where it hears that the session was cancelled.
+    fn arrivals(&mut self) -> Result<Flow, NodeError> {
         while let Some(inbound) = self.ring.as_ref().and_then(|ring| ring.inbox.frames.try_recv().ok()) {
             self.answer(inbound)?;
         }
         while let Ok(note) = self.room.notes.try_recv() {
             self.note(note)?;
         }
-        Ok(())
+        while let Ok(command) = self.commands.try_recv() {
+            if let Flow::Stop = self.command(command) {
+                return Ok(Flow::Stop);
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn command(&mut self, command: Command) -> Flow {
+        match command {
+            Command::Open { request, events, reply } => self.admit(*request, events, &reply),
+            Command::Cancel(session) => {
+                self.scheduler.cancel(session);
+            }
+            Command::Stop => return Flow::Stop,
+        }
+        Flow::On
     }
 
     /// Waits for whatever comes first: a request, an answer, news of a member, or a deadline.
@@ -190,13 +211,7 @@ impl Coordinator {
                     Err(_) => self.room.notes = crossbeam_channel::never(),
                 }
             }
-            recv(self.commands) -> command => match command {
-                Ok(Command::Open { request, events, reply }) => self.admit(*request, events, &reply),
-                Ok(Command::Cancel(session)) => {
-                    self.scheduler.cancel(session);
-                }
-                Ok(Command::Stop) | Err(_) => return Ok(Flow::Stop),
-            },
+            recv(self.commands) -> command => return Ok(command.map_or(Flow::Stop, |command| self.command(command))),
             default(within) => {
                 if let Some(error) = self.scheduler.tick(now_us()) {
                     self.take_down(error.to_string());
