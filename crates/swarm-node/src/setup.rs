@@ -19,7 +19,7 @@ use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::{dial_data, limit_sender};
 use crate::stage_loop::receive_frames;
-use crate::stage_setup::{StageNeed, StageOrder, load};
+use crate::stage_setup::{StageNeed, StageOrder, kv_positions, load};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -97,7 +97,7 @@ pub(crate) fn place_layers(
     let layers = model.config().num_hidden_layers;
     let size = stage_size(model, 0..layers, config.kv_type)
         .map_err(|source| NodeError::Load { layers: 0..layers, source: Box::new(source) })?;
-    let kv_session = size.kv_bytes_per_position.saturating_mul(context as u64);
+    let kv_session = size.kv_bytes_per_position.saturating_mul(kv_positions(context));
     let shape = ModelShape {
         layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
         embed_bytes: model.embed_bytes(),

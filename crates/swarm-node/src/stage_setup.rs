@@ -34,7 +34,7 @@ impl StageNeed {
             .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })?;
         Ok(Self {
             weights: size.weight_bytes,
-            kv_session: size.kv_bytes_per_position.saturating_mul(order.context as u64),
+            kv_session: size.kv_bytes_per_position.saturating_mul(kv_positions(order.context)),
             buffers: size
                 .scratch_bytes(order.tokens_max, order.sessions_max)
                 .saturating_add(size.rope_bytes(order.context)),
@@ -59,6 +59,11 @@ impl StageNeed {
         let left = memory - self.weights - self.buffers;
         Ok(left.min(self.kv_session.saturating_mul(sessions.max(1) as u64)))
     }
+}
+
+/// Positions that a session of `context` positions takes memory for: KV rows come in whole pages.
+pub(crate) fn kv_positions(context: usize) -> u64 {
+    context.next_multiple_of(swarm_kernels::TILE) as u64
 }
 
 /// Finds the worker's own copy of the model a coordinator names: the one given at start, else by name among the
