@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crossbeam_channel::{Receiver, Sender, select};
+use swarm_link::LinkError;
 use swarm_ring::{
     Action, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
 };
@@ -19,6 +20,9 @@ use crate::error::{NodeError, chain};
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
 use crate::stage_loop::{Inbound, Inbox};
+
+/// Longest wait for the news that explains why a link ended.
+const EXPLANATION: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// What the engine's callers ask of the compute thread.
 pub(crate) enum Command {
@@ -238,25 +242,25 @@ impl Coordinator {
 
     fn open(&mut self, session: SessionId) -> Result<(), NodeError> {
         let Some(open) = self.scheduler.open_message(session) else { return Ok(()) };
-        if let Some(ring) = &mut self.ring {
-            Frame::Open(open).encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
-            ring.next.send(&[&self.out])?;
-        }
+        Frame::Open(open).encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
         let prompt = open.prompt.iter().copied();
         if let Err(failure) = self.runner.open(session, &open.sampling, prompt, open.logits_hash) {
             self.session_failed(&failure);
         }
-        Ok(())
+        self.send_out().map(drop)
     }
 
     fn close(&mut self, session: SessionId) -> Result<(), NodeError> {
         self.runner.close(session);
-        if let Some(ring) = &mut self.ring {
-            let frame = Frame::Close { epoch: self.scheduler.epoch(), session };
-            frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
-            ring.next.send(&[&self.out])?;
-        }
-        Ok(())
+        let frame = Frame::Close { epoch: self.scheduler.epoch(), session };
+        frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
+        self.send_out().map(drop)
+    }
+
+    /// Sends the encoded frame to the next stage, if there is one, and gives the bytes it took.
+    fn send_out(&mut self) -> Result<u64, NodeError> {
+        let Some(ring) = &mut self.ring else { return Ok(0) };
+        ring.next.send(&[&self.out]).map(|bytes| bytes as u64).map_err(|error| self.link_ended(0, &error))
     }
 
     /// One step of the first stage: embed, layers, and on to the next stage (or, alone, the head and the sampler).
@@ -290,9 +294,7 @@ impl Coordinator {
             Frame::Hidden(Hidden { head, segments: &segments, trail: &trail, rows: self.runner.rows() });
         frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
         patch_sent_us(&mut self.out, now_us()).map_err(|e| ours(&e))?;
-        if let Some(ring) = &mut self.ring {
-            departed.bytes_out = ring.next.send(&[&self.out])? as u64;
-        }
+        departed.bytes_out = self.send_out()?;
         self.departed.push_back(departed);
         self.plan.segments = segments;
         Ok(())
@@ -394,6 +396,14 @@ impl Coordinator {
     }
 
     fn note(&mut self, note: Note) -> Result<(), NodeError> {
+        match self.read(note) {
+            // A stage that lost its neighbour says so as well, and may be heard before the neighbour is missed.
+            Err(error @ NodeError::Refused { blame: Blame::Link, .. }) => Err(self.explained(error)),
+            read => read,
+        }
+    }
+
+    fn read(&self, note: Note) -> Result<(), NodeError> {
         let member = self.room.members.iter().find(|member| member.id() == note.node);
         let node = member.map_or_else(|| note.node.short(), |member| member.name.clone());
         match note.what {
@@ -411,8 +421,27 @@ impl Coordinator {
 
     fn tail_ended(&mut self) -> NodeError {
         let why = self.ring.as_ref().and_then(|ring| ring.inbox.end());
-        let why = why.map_or_else(|| "its link ended".to_owned(), |error| chain(&error));
-        NodeError::Lost { node: "the tail".into(), what: why }
+        self.link_ended(self.room.members.len().saturating_sub(1), &why.unwrap_or(LinkError::Closed))
+    }
+
+    /// The data link with the `member`-th worker is gone.
+    fn link_ended(&self, member: usize, error: &LinkError) -> NodeError {
+        let node = self.room.members.get(member).map_or_else(String::new, |member| member.name.clone());
+        self.explained(NodeError::Lost { node, what: format!("cannot be reached: {}", chain(error)) })
+    }
+
+    /// A link ends at both sides of a lost worker and beyond; who it was, its control connection tells at about the
+    /// same time.
+    fn explained(&self, mut error: NodeError) -> NodeError {
+        let deadline = std::time::Instant::now() + EXPLANATION;
+        while let Ok(note) = self.room.notes.recv_deadline(deadline) {
+            match self.read(note) {
+                Err(lost @ NodeError::Lost { .. }) => return lost,
+                Err(other) => error = other,
+                Ok(()) => {}
+            }
+        }
+        error
     }
 
     fn ring_lost(&mut self, error: &NodeError) {
@@ -427,6 +456,8 @@ impl Coordinator {
         fault.get_or_insert(why);
         drop(fault);
         self.ring = None;
+        self.room.close_data_links();
+        self.runner.close_all();
         self.departed.clear();
         for member in &self.room.members {
             let reason = "the ring was lost".to_owned();

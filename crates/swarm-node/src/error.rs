@@ -26,7 +26,7 @@ pub enum NodeError {
     Protocol { node: String, theirs: u32, ours: u32 },
     #[error("{node} computes by numeric contract {theirs}, this node by {ours}; update the older one")]
     Numerics { node: String, theirs: String, ours: String },
-    #[error("{node} refused its stage: {reason}")]
+    #[error("{node} cannot serve its stage: {reason}")]
     Refused { node: String, blame: Blame, reason: String },
     #[error("{node} {what}")]
     Lost { node: String, what: String },

@@ -4,8 +4,8 @@
 //! connection; a thread of its own reads it, and one thread pings all of them four times a second.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -20,8 +20,9 @@ use crate::worker::spawn;
 
 /// Heartbeats are sent this often.
 const PING_EVERY: Duration = Duration::from_millis(250);
-/// A member that has not answered for this long is dead.
-const SILENT_US: u64 = 3_000_000;
+/// A member that leaves so many in a row without an answer, 3 s of them, is dead. Pings are counted and not time, so
+/// that a coordinator that was stopped itself does not take the others for dead when it goes on.
+const UNANSWERED_MAX: u32 = 12;
 /// Longest wait for one peer to take a connection and say welcome.
 const WELCOME: Duration = Duration::from_secs(4);
 /// After the last newcomer, how long to wait for another.
@@ -67,13 +68,51 @@ pub(crate) struct Member {
 }
 
 /// What heartbeats tell of a member.
+#[derive(Default)]
 pub(crate) struct Pulse {
     pub clock: Mutex<ClockOffset>,
-    last_pong_us: AtomicU64,
+    /// Pings since the last pong.
+    unanswered: AtomicU32,
     lost: AtomicBool,
 }
 
-/// News of a member, by its index in the ring.
+/// Who is pinged, and what ends with any of them.
+pub(crate) struct Circle {
+    pinged: Mutex<Vec<Pinged>>,
+    /// The coordinator's data links. A thread may wait in a send on one of them, for a worker that waits itself for
+    /// the member that died, so all of them end with any member.
+    data_links: Mutex<Vec<Closer>>,
+    notes: Sender<Note>,
+}
+
+#[derive(Clone)]
+struct Pinged {
+    node: NodeId,
+    control: ControlSender,
+    closer: Closer,
+    pulse: Arc<Pulse>,
+}
+
+impl Circle {
+    /// Tells why a member is lost, once, and ends the ring's links: in this order, so that who finds a link closed
+    /// finds the reason as well.
+    fn lose(&self, node: NodeId, pulse: &Pulse, why: String) {
+        if !pulse.lost.swap(true, Ordering::Relaxed) {
+            let _ = self.notes.send(Note { node, what: NoteKind::Lost(why) });
+            self.close_data_links();
+        }
+    }
+
+    fn close_data_links(&self) {
+        lock(&self.data_links).drain(..).for_each(|link| link.close());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// News of a member.
 pub(crate) struct Note {
     pub node: NodeId,
     pub what: NoteKind,
@@ -88,11 +127,25 @@ pub(crate) enum NoteKind {
 pub(crate) struct Room {
     pub members: Vec<Member>,
     pub notes: Receiver<Note>,
+    circle: Arc<Circle>,
     _stop_pings: Sender<()>,
+}
+
+impl Room {
+    /// Remembers a data link of the ring, which ends with any member of it.
+    pub fn add_data_link(&self, closer: Closer) {
+        lock(&self.circle.data_links).push(closer);
+    }
+
+    /// Ends the ring's data links; the members stay.
+    pub fn close_data_links(&self) {
+        self.circle.close_data_links();
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
+        self.close_data_links();
         for member in &self.members {
             // A goodbye, so that the worker does not take this for a fault.
             let _ = member.control.send(&Control::Bye);
@@ -107,7 +160,7 @@ impl Member {
     }
 
     pub fn offset_us(&self) -> Option<i64> {
-        self.pulse.clock.lock().unwrap_or_else(PoisonError::into_inner).offset_us()
+        lock(&self.pulse.clock).offset_us()
     }
 }
 
@@ -120,16 +173,19 @@ pub(crate) fn gather(
     tell: &dyn Fn(SearchEvent),
 ) -> Result<Room, NodeError> {
     let (note_sink, notes) = unbounded();
-    let mut members = Vec::new();
-    if search.at_most > 0 && (search.discover || !search.peers.is_empty()) {
-        members = Search::new(search, identity, own, note_sink, tell).run(state_dir);
-    }
-    if members.len() < search.at_least {
-        return Err(NodeError::NoWorkers(nobody(members.len(), search)));
-    }
+    let circle =
+        Arc::new(Circle { pinged: Mutex::default(), data_links: Mutex::default(), notes: note_sink });
     let (stop, stopped) = bounded(0);
-    start_pings(&members, stopped)?;
-    Ok(Room { members, notes, _stop_pings: stop })
+    let mut room = Room { members: Vec::new(), notes, circle: circle.clone(), _stop_pings: stop };
+    if search.at_most > 0 && (search.discover || !search.peers.is_empty()) {
+        // A worker that is not pinged takes its coordinator for dead, and others may be looked for much longer.
+        start_pings(circle.clone(), stopped)?;
+        room.members = Search::new(search, identity, own, circle, tell).run(state_dir);
+    }
+    if room.members.len() < search.at_least {
+        return Err(NodeError::NoWorkers(nobody(room.members.len(), search)));
+    }
+    Ok(room)
 }
 
 fn nobody(found: usize, search: &WorkerSearch) -> String {
@@ -151,7 +207,7 @@ struct Search<'a> {
     search: &'a WorkerSearch,
     identity: &'a Identity,
     own: &'a Hello,
-    note_sink: Sender<Note>,
+    circle: Arc<Circle>,
     tell: &'a dyn Fn(SearchEvent),
     candidates: (Sender<Candidate>, Receiver<Candidate>),
     tried: Vec<Vec<SocketAddr>>,
@@ -163,19 +219,10 @@ impl<'a> Search<'a> {
         search: &'a WorkerSearch,
         identity: &'a Identity,
         own: &'a Hello,
-        note_sink: Sender<Note>,
+        circle: Arc<Circle>,
         tell: &'a dyn Fn(SearchEvent),
     ) -> Self {
-        Self {
-            search,
-            identity,
-            own,
-            note_sink,
-            tell,
-            candidates: unbounded(),
-            tried: Vec::new(),
-            pending: 0,
-        }
+        Self { search, identity, own, circle, tell, candidates: unbounded(), tried: Vec::new(), pending: 0 }
     }
 
     fn run(mut self, state_dir: Option<&std::path::Path>) -> Vec<Member> {
@@ -267,7 +314,7 @@ impl<'a> Search<'a> {
         if member.hello.role != Role::Worker || members.iter().any(|known| known.id() == member.id()) {
             return None;
         }
-        if let Err(error) = follow(&member, receiver, self.note_sink.clone()) {
+        if let Err(error) = follow(&member, receiver, self.circle.clone()) {
             (self.tell)(SearchEvent::Unusable { address: member.name, why: error.chain() });
             return None;
         }
@@ -301,65 +348,50 @@ fn greet(
     // The address that answered first, then the others the node announced.
     let mut known = vec![peer.address];
     known.extend(addresses.iter().copied().filter(|address| *address != peer.address));
-    let pulse = Pulse {
-        clock: Mutex::new(ClockOffset::default()),
-        last_pong_us: AtomicU64::new(now_us()),
-        lost: AtomicBool::new(false),
-    };
     let name = control::node_name(&hello.name, &hello.node_id);
-    Ok((Member { name, hello, addresses: known, control, closer, pulse: Arc::new(pulse) }, receiver))
+    Ok((Member { name, hello, addresses: known, control, closer, pulse: Arc::default() }, receiver))
 }
 
-/// Reads a member's control connection until it ends.
-fn follow(member: &Member, mut receiver: ControlReceiver, notes: Sender<Note>) -> Result<(), NodeError> {
+/// Reads a member's control connection until it ends, and has it pinged meanwhile.
+fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -> Result<(), NodeError> {
     let (node, pulse) = (member.id(), member.pulse.clone());
+    let (control, closer) = (member.control.clone(), member.closer.clone());
+    let pinged = Pinged { node, control, closer, pulse: pulse.clone() };
+    lock(&circle.pinged).push(pinged);
     spawn("control", move || {
         let why = loop {
             match receiver.receive(None) {
                 Ok(Control::Pong(pong)) => {
-                    let now = now_us();
-                    pulse.last_pong_us.store(now, Ordering::Relaxed);
-                    let mut clock = pulse.clock.lock().unwrap_or_else(PoisonError::into_inner);
-                    clock.add(pong.sent_us, pong.node_us, now);
+                    pulse.unanswered.store(0, Ordering::Relaxed);
+                    lock(&pulse.clock).add(pong.sent_us, pong.node_us, now_us());
                 }
                 Ok(message) => {
-                    if notes.send(Note { node, what: NoteKind::Says(Box::new(message)) }).is_err() {
+                    if circle.notes.send(Note { node, what: NoteKind::Says(Box::new(message)) }).is_err() {
                         return;
                     }
                 }
                 Err(error) => break chain(&error),
             }
         };
-        if !pulse.lost.swap(true, Ordering::Relaxed) {
-            let _ = notes.send(Note { node, what: NoteKind::Lost(why) });
-        }
+        circle.lose(node, &pulse, why);
     })
 }
 
-/// Pings everybody until the room is closed; who does not answer for 3 s is given up, and its link closed, which its
-/// reading thread then reports.
-fn start_pings(members: &[Member], stopped: Receiver<()>) -> Result<(), NodeError> {
-    let pinged: Vec<_> = members
-        .iter()
-        .map(|member| (member.control.clone(), member.closer.clone(), member.pulse.clone()))
-        .collect();
-    if pinged.is_empty() {
-        return Ok(());
-    }
-    let start = now_us();
+/// Pings everybody until the room is closed; who does not answer is given up, and its link closed.
+fn start_pings(circle: Arc<Circle>, stopped: Receiver<()>) -> Result<(), NodeError> {
     spawn("heartbeat", move || {
         let mut id = 0;
         loop {
             id += 1;
-            for (control, closer, pulse) in &pinged {
-                let sent_us = now_us();
-                let last = pulse.last_pong_us.load(Ordering::Relaxed).max(start);
-                if sent_us.saturating_sub(last) > SILENT_US {
-                    closer.close();
-                    continue;
+            let pinged = lock(&circle.pinged).clone();
+            for member in pinged {
+                if member.pulse.unanswered.fetch_add(1, Ordering::Relaxed) >= UNANSWERED_MAX {
+                    let silent_ms = PING_EVERY.as_millis() * u128::from(UNANSWERED_MAX);
+                    circle.lose(member.node, &member.pulse, format!("it did not answer for {silent_ms} ms"));
+                    member.closer.close();
                 }
                 // A link that is broken is reported by its reading thread.
-                let _ = control.send(&Control::Ping(Ping { id, sent_us }));
+                let _ = member.control.send(&Control::Ping(Ping { id, sent_us: now_us() }));
             }
             match stopped.recv_timeout(PING_EVERY) {
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}

@@ -108,6 +108,12 @@ impl StageRunner {
         }
     }
 
+    /// Forgets every session: the ring they ran on is gone.
+    pub fn close_all(&mut self) {
+        self.sessions.clear();
+        self.kv.trim();
+    }
+
     /// Forgets the KV rows and the history from `position` on.
     pub fn truncate(&mut self, session: SessionId, position: usize) -> Result<(), Failure> {
         let Some(state) = self.sessions.get_mut(&session) else { return Err(unknown(session)) };

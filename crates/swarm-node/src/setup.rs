@@ -318,7 +318,9 @@ impl Assembly<'_> {
         }
         let link = |member: &Member, kind| {
             let target = NextHop { node_id: member.id(), addresses: member.addresses.clone() };
-            dial_data(self.identity, &target, self.epoch, kind)
+            let link = dial_data(self.identity, &target, self.epoch, kind)?;
+            room.add_data_link(link.closer.clone());
+            Ok::<_, NodeError>(link)
         };
         let tokens = link(tail, DataKind::Tokens)?;
         let hidden = link(first, DataKind::Hidden)?;
