@@ -156,6 +156,8 @@ pub struct Telemetry {
     pub lap_us: Percentiles,
     /// Sum of the forwards of a lap.
     pub compute_us: Percentiles,
+    /// What a lap took beyond its forwards: links, queues, encoding.
+    pub overhead_us: Percentiles,
     /// The way back of the tokens.
     pub return_us: Percentiles,
     /// One per stage, coordinator first.
@@ -171,6 +173,7 @@ impl Telemetry {
         }
         self.lap_us.add(lap.lap_us);
         self.compute_us.add(lap.compute_us());
+        self.overhead_us.add(lap.lap_us.saturating_sub(lap.compute_us()));
         self.return_us.add(lap.return_us);
         for (total, stage) in self.stages.iter_mut().zip(&lap.stages) {
             total.wire_us.add(stage.wire_us);
