@@ -1,5 +1,6 @@
 //! How a command ends when it does not end well: one line for people, one number for scripts.
 
+use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
@@ -45,6 +46,11 @@ impl Failure {
         Self { code, text: None }
     }
 
+    /// What was asked cannot be done, but something else can.
+    pub fn is_usage(&self) -> bool {
+        self.code == Code::Usage
+    }
+
     /// Prints the error line, if there is one, and gives the exit code.
     pub fn report(&self) -> ExitCode {
         if let Some(text) = &self.text {
@@ -52,6 +58,12 @@ impl Failure {
             let _ = io::Write::write_all(&mut io::stderr(), format!("error: {}\n", text::line(text)).as_bytes());
         }
         ExitCode::from(self.code as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text.as_deref().unwrap_or_default())
     }
 }
 

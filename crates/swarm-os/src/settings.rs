@@ -112,6 +112,8 @@ impl Start {
         config.search = WorkerSearch::default();
         config.cut = None;
         config.threads = compute.threads;
+        // Measured with other threads.
+        config.read_gb_s = None;
         // Another instance: two engines of one process must not be taken for one node.
         let identity = self.identity.another_instance()?;
         Ok(Self { config, identity, local: None })

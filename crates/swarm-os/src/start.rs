@@ -35,20 +35,34 @@ impl Start {
         Ok(swarm_node::plan(&self.config, &self.identity, &|event| progress.event(event))?)
     }
 
+    /// The cores this node will be pinned to.
+    pub fn first_cores(&self) -> Option<Vec<usize>> {
+        match &self.local {
+            Some(local) if local.pinned => Some(node_cores(0, local.threads)),
+            _ => self.config.cores.clone(),
+        }
+    }
+
     /// Starts the workers of this computer, if any, and points the search at them.
     fn prepare(&mut self) -> Result<Option<LocalWorkers>, Failure> {
         if let Some(local) = &self.local {
-            if local.pinned {
-                self.config.cores = Some(node_cores(0, local.threads));
-            }
+            self.config.cores = self.first_cores();
             let workers = start_workers(local)?;
             self.config.search.peers = workers.peers();
             return Ok(Some(workers));
         }
-        if self.config.search.at_most > 0 && self.config.cut.is_none() && self.config.read_gb_s.is_none() {
-            self.config.read_gb_s = Some(read_bandwidth(self.config.threads, self.config.cores.clone())?);
+        if self.config.search.at_most > 0 && self.config.cut.is_none() {
+            self.measure()?;
         }
         Ok(None)
+    }
+
+    /// Measures the read bandwidth that this node's share of the layers depends on, unless that was done.
+    pub fn measure(&mut self) -> Result<(), Failure> {
+        if self.config.read_gb_s.is_none() {
+            self.config.read_gb_s = Some(read_bandwidth(self.config.threads, self.config.cores.clone())?);
+        }
+        Ok(())
     }
 }
 
