@@ -4,6 +4,7 @@
 //! (JSON), or a data connection of the ring (a fixed greeting). One coordinator at a time owns the worker's stage;
 //! when its control connection ends, the stage and its sessions go, and the worker waits again.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +23,9 @@ use crate::serve::{StageEvent, StageHandle};
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// A coordinator pings four times a second; after this much silence it is gone.
 const COORDINATOR_SILENT: Duration = Duration::from_secs(8);
+
+/// Connections served at once: each has a thread. A coordinator has one, a stage that is being connected two more.
+const CONNECTIONS_MAX: usize = 64;
 
 /// How a worker is started.
 #[derive(Clone, Debug)]
@@ -92,8 +96,38 @@ pub(crate) struct Shared {
     pub observer: WorkerObserver,
     listener: Listener,
     slot: Mutex<Option<Slot>>,
+    connections: Mutex<Connections>,
     stopped: Receiver<()>,
     stop: Mutex<Option<Sender<()>>>,
+}
+
+/// The connections that have a thread, and the coordinators among them.
+#[derive(Default)]
+struct Connections {
+    serving: usize,
+    stopped: bool,
+    last_owner: u64,
+    coordinators: BTreeMap<u64, (ControlSender, Closer)>,
+}
+
+/// One of [`CONNECTIONS_MAX`] places, given back when dropped.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>) -> Option<Self> {
+        let mut connections = lock(&shared.connections);
+        if connections.stopped || connections.serving >= CONNECTIONS_MAX {
+            return None;
+        }
+        connections.serving += 1;
+        Some(Self(shared.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.0.connections).serving -= 1;
+    }
 }
 
 /// The stage that is being served, and who owns it.
@@ -125,6 +159,7 @@ impl Worker {
             observer,
             listener,
             slot: Mutex::new(None),
+            connections: Mutex::default(),
             stopped,
             stop: Mutex::new(Some(stop)),
         });
@@ -145,6 +180,15 @@ impl Drop for Worker {
         // Closing the channel ends the accept loop; closing the stage ends its threads.
         lock(&self.shared.stop).take();
         self.shared.listener.close();
+        let mut connections = lock(&self.shared.connections);
+        connections.stopped = true;
+        let coordinators = std::mem::take(&mut connections.coordinators);
+        drop(connections);
+        for (control, closer) in coordinators.values() {
+            // A goodbye, so that the coordinator does not take this for a fault.
+            let _ = control.send(&Control::Bye);
+            closer.close();
+        }
         lock(&self.shared.slot).take();
     }
 }
@@ -192,8 +236,11 @@ fn accept(shared: &Arc<Shared>) {
             recv(shared.stopped) -> _ => return,
             recv(connections) -> connection => {
                 let Ok(connection) = connection else { return };
-                let serving = shared.clone();
-                if let Err(error) = spawn("serve", move || serve(&serving, connection)) {
+                let Some(place) = Place::take(shared) else {
+                    tracing::warn!("a connection is closed: {CONNECTIONS_MAX} others are served");
+                    continue;
+                };
+                if let Err(error) = spawn("serve", move || serve(&place.0, connection)) {
                     tracing::warn!("a connection is dropped: {}", error.chain());
                 }
             }
@@ -256,11 +303,24 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     if sender.send(&Control::Welcome(welcome)).is_err() {
         return;
     }
+    let Some(owner) = enrol(shared, &sender, &closer) else { return };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
-    let owner = now_us();
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
+    lock(&shared.connections).coordinators.remove(&owner);
     release(shared, owner);
     (shared.observer)(WorkerEvent::Left { coordinator: name, why });
+}
+
+/// Gives a coordinator the number under which it owns a stage; `None` when the worker stops.
+fn enrol(shared: &Shared, sender: &ControlSender, closer: &Closer) -> Option<u64> {
+    let mut connections = lock(&shared.connections);
+    if connections.stopped {
+        return None;
+    }
+    connections.last_owner += 1;
+    let owner = connections.last_owner;
+    connections.coordinators.insert(owner, (sender.clone(), closer.clone()));
+    Some(owner)
 }
 
 /// Answers control messages until the link ends; returns why it ended, in words.
