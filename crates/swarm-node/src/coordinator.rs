@@ -276,7 +276,7 @@ impl Coordinator {
         }
         let mut departed = Departed { sessions, prefill: self.plan.prefill, bytes_out: 0 };
         let mut segments = std::mem::take(&mut self.plan.segments);
-        self.runner.embed(&self.plan.ids).map_err(|error| NodeError::Request(error.to_string()))?;
+        self.runner.embed(&self.plan.ids).map_err(|error| NodeError::Bug(error.to_string()))?;
         let started_us = now_us();
         let mut failures = self.runner.forward(&mut segments);
         if self.ring.is_none() {
@@ -469,5 +469,5 @@ impl Coordinator {
 }
 
 fn ours(error: &swarm_wire::EncodeError) -> NodeError {
-    NodeError::Request(format!("a frame cannot be encoded: {error}"))
+    NodeError::Bug(format!("a frame cannot be encoded: {error}"))
 }

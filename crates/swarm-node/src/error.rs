@@ -42,6 +42,8 @@ pub enum NodeError {
     Request(String),
     #[error("the engine has stopped: {0}")]
     Stopped(String),
+    #[error("{0}; this is a bug, please report it")]
+    Bug(String),
     #[error("{what}")]
     System { what: String, source: std::io::Error },
 }
@@ -72,7 +74,7 @@ impl NodeError {
             Self::Refused { blame, .. } => *blame,
             Self::Link(_) | Self::Lost { .. } | Self::NoWorkers(_) | Self::Stopped(_) => Blame::Link,
             Self::Protocol { .. } | Self::Numerics { .. } | Self::BadPeer { .. } => Blame::Peer,
-            Self::System { .. } | Self::Identity(_) => Blame::Us,
+            Self::System { .. } | Self::Identity(_) | Self::Bug(_) => Blame::Us,
             _ => Blame::Caller,
         }
     }

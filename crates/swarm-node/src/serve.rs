@@ -1,5 +1,6 @@
 //! One stage of a worker, from the order to the last frame.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -143,7 +144,8 @@ struct StageBody {
 
 impl StageBody {
     fn run(self, coordinator: &Closer) {
-        let served = self.serve();
+        let panicked = || NodeError::Bug("the thread of the stage panicked".to_owned());
+        let served = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|_| Err(panicked()));
         // A stage that was taken down on purpose has nothing to say to the coordinator: it may be loading the next.
         let torn_down = self.closers.lock().unwrap_or_else(PoisonError::into_inner).closed;
         let why = match served {

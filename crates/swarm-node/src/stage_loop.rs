@@ -238,9 +238,8 @@ impl StageLoop<'_> {
             }
             Downstream::Coordinator(_) => Frame::Tokens(Tokens { head, items, trail: &self.trail }),
         };
-        let ours = |error: swarm_wire::EncodeError| {
-            NodeError::Request(format!("a frame cannot be encoded: {error}"))
-        };
+        let ours =
+            |error: swarm_wire::EncodeError| NodeError::Bug(format!("a frame cannot be encoded: {error}"));
         frame.encode(&self.limits, &mut self.out).map_err(ours)?;
         patch_sent_us(&mut self.out, now_us()).map_err(ours)?;
         let sent = self.downstream.sender().send(&[&self.out])?;
@@ -283,7 +282,7 @@ impl StageLoop<'_> {
             let mut bytes = Vec::new();
             frame
                 .encode(&self.limits, &mut bytes)
-                .map_err(|error| NodeError::Request(format!("a frame cannot be encoded: {error}")))?;
+                .map_err(|error| NodeError::Bug(format!("a frame cannot be encoded: {error}")))?;
             self.send_frame(&bytes)?;
         }
         Ok(())
