@@ -46,6 +46,7 @@ pub(crate) struct StageHandle {
     epoch: Epoch,
     links: Sender<DataLink>,
     begin: Sender<()>,
+    joined: Mutex<Vec<DataKind>>,
     closers: Arc<Mutex<Closers>>,
     counters: Arc<StageCounters>,
 }
@@ -90,11 +91,18 @@ impl StageHandle {
             counters: counters.clone(),
         };
         spawn("stage", move || body.run(&coordinator))?;
-        Ok(Self { epoch, links, begin, closers, counters })
+        Ok(Self { epoch, links, begin, joined: Mutex::default(), closers, counters })
     }
 
-    /// Gives the stage a data connection.
+    /// Gives the stage a data connection, one of each kind; a second one is closed.
     pub fn connect(&self, kind: DataKind, connection: Connection) {
+        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        if joined.contains(&kind) {
+            tracing::warn!("a data connection is closed: the stage has one of its kind");
+            return;
+        }
+        joined.push(kind);
+        drop(joined);
         Closers::add(&self.closers, connection.closer.clone());
         let _ = self.links.send((kind, connection));
     }
@@ -298,7 +306,7 @@ impl StageBody {
                     downstream =
                         Some(Downstream::Coordinator(limit_sender(link.sender, &self.order.limits)?));
                 }
-                Ok(_) => return Err(assembly("one connection of each kind, but another came")),
+                Ok(_) => return Err(assembly("connections of its own kind, but another came")),
                 Err(RecvTimeoutError::Timeout) => return Err(assembly("the other stages")),
                 Err(RecvTimeoutError::Disconnected) => return Err(assembly("a ring that was taken down")),
             }

@@ -1,5 +1,6 @@
 //! From a configuration to a connected ring, step by step: open, find, place, order, load, connect.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -146,7 +147,7 @@ pub(crate) fn assemble(
         model: &model,
         context,
         placement: &placement,
-        epoch: Epoch(1),
+        epoch: first_epoch(),
     };
     assembly.order_stages(&room)?;
     let runner = assembly.load_own()?;
@@ -175,6 +176,13 @@ pub(crate) fn assemble(
     };
     let limits = assembly.limits;
     Ok(Assembled { runner, scheduler, limits, ring, room, info })
+}
+
+/// The number of a coordinator's first placement; it rises from there. Random, because workers tell links by it: one
+/// that a stage of a ring that is no more dials late must not be taken for part of another coordinator's.
+fn first_epoch() -> Epoch {
+    let random = RandomState::new().build_hasher().finish();
+    Epoch(1 + (random as u32 >> 2))
 }
 
 fn limits(
