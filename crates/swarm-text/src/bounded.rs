@@ -3,7 +3,7 @@
 //! Why a thread and not a check in a loop: the work happens inside libraries that cannot be interrupted (a regex
 //! that backtracks, a merge table that explodes), so the only bound that holds for all of them is another thread's
 //! clock. A thread that misses its deadline is left behind, because a thread cannot be ended from outside; callers
-//! refuse the file afterwards, so that at most one such thread per file exists. Starting one costs about 50 us,
+//! refuse the file afterwards, or bound the work by other means too. Starting one costs some 0.1 ms,
 //! which is small beside encoding a prompt.
 
 use std::any::Any;

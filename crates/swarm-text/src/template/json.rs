@@ -23,13 +23,11 @@ pub(super) fn tojson(
         Some(text) if text.kind() == ValueKind::String => Some(text.as_str().unwrap_or("").to_owned()),
         Some(count) => Some(spaces(&count)?),
     };
-    let separators: Option<Vec<String>> = kwargs.get("separators")?;
-    let (item, key) = match separators.as_deref() {
-        Some([item, key]) => (item.clone(), key.clone()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "separators must be two strings")),
-        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
-        None => (", ".to_owned(), ": ".to_owned()),
-    };
+    let separators = kwargs.get::<Option<Value>>("separators")?.map(|pair| separators(&pair)).transpose()?;
+    let (item, key) = separators.unwrap_or_else(|| {
+        let item = if indent.is_some() { "," } else { ", " };
+        (item.to_owned(), ": ".to_owned())
+    });
     let ensure_ascii = kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
@@ -45,6 +43,17 @@ pub(super) fn tojson(
         write(state, value, python)?
     };
     Ok(Value::from(text))
+}
+
+/// Two strings. Taken one by one, because a conversion would also make text of whatever else is given.
+fn separators(pair: &Value) -> Result<(String, String), Error> {
+    let mut texts = Vec::new();
+    for text in pair.try_iter()?.take(3) {
+        texts.extend(text.as_str().map(str::to_owned));
+    }
+    <[String; 2]>::try_from(texts)
+        .map(|[item, key]| (item, key))
+        .map_err(|_| invalid("separators must be two strings".to_owned()))
 }
 
 fn invalid(why: String) -> Error {
