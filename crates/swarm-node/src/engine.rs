@@ -137,9 +137,7 @@ impl Engine {
         coordinator.fault = info.fault.clone();
         let cores = config.cores.clone();
         let body = move || {
-            if let Some(&id) = cores.as_deref().and_then(<[usize]>::first) {
-                core_affinity::set_for_current(core_affinity::CoreId { id });
-            }
+            crate::machine::pin_caller(cores.as_deref());
             coordinator.run();
         };
         let thread = std::thread::Builder::new()

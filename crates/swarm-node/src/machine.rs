@@ -55,16 +55,22 @@ pub fn host_name() -> String {
     name.unwrap_or_else(|| "node".to_owned()).chars().take(48).collect()
 }
 
-/// A compute pool of `threads`, pinned to `cores` when given (thread `i` to `cores[i]`, the caller included).
+/// Pins the calling thread to the first of `cores`: what the thread that gives a pool its work does.
+pub fn pin_caller(cores: Option<&[usize]>) {
+    if let Some(&id) = cores.and_then(<[usize]>::first) {
+        core_affinity::set_for_current(core_affinity::CoreId { id });
+    }
+}
+
+/// A compute pool of `threads`, pinned to `cores` when given: thread `i` to `cores[i]`. Thread 0 is whoever calls the
+/// pool, and pins itself ([`pin_caller`]).
 pub fn pool(threads: usize, cores: Option<Vec<usize>>) -> Pool {
     let Some(cores) = cores.filter(|cores| !cores.is_empty()) else { return Pool::new(threads) };
-    let pin = move |thread: usize| {
+    Pool::with_start(threads, move |thread: usize| {
         if let Some(&id) = cores.get(thread % cores.len()) {
             core_affinity::set_for_current(core_affinity::CoreId { id });
         }
-    };
-    pin(0);
-    Pool::with_start(threads, pin)
+    })
 }
 
 /// Sequential read bandwidth in 10^9 bytes per second with the pool's threads: the median of `rounds` passes over

@@ -23,6 +23,9 @@ use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 
 /// Longest wait for the ring's other connections once the stage is loaded.
 const ASSEMBLY: Duration = Duration::from_secs(600);
+/// Longest wait for the end of the stage before: it may have to finish reading its weights. The coordinator waits a
+/// little longer for news.
+const TURN: Duration = Duration::from_secs(100);
 /// Longest wait for the next stage to take a connection.
 const DIAL: Duration = Duration::from_secs(5);
 /// Longest wait for the next stage to take any bytes of a frame. It may compute a prompt chunk meanwhile.
@@ -78,6 +81,8 @@ impl StageHandle {
     ) -> Result<Self, NodeError> {
         let (links, incoming) = unbounded();
         let (begin, started) = bounded(1);
+        let (alive, ended) = bounded(0);
+        let before = shared.last_stage.lock().unwrap_or_else(PoisonError::into_inner).replace(ended);
         let closers = Arc::new(Mutex::new(Closers::default()));
         let counters = Arc::new(StageCounters::default());
         let epoch = order.epoch;
@@ -87,6 +92,8 @@ impl StageHandle {
             order,
             incoming,
             started,
+            before,
+            _alive: alive,
             closers: closers.clone(),
             counters: counters.clone(),
         };
@@ -146,6 +153,9 @@ struct StageBody {
     order: Prepare,
     incoming: Receiver<DataLink>,
     started: Receiver<()>,
+    /// Closes when the stage before this one has ended and its memory is free.
+    before: Option<Receiver<()>>,
+    _alive: Sender<()>,
     closers: Arc<Mutex<Closers>>,
     counters: Arc<StageCounters>,
 }
@@ -155,9 +165,8 @@ impl StageBody {
         let panicked = || NodeError::Bug("the thread of the stage panicked".to_owned());
         let served = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|_| Err(panicked()));
         // A stage that was taken down on purpose has nothing to say to the coordinator: it may be loading the next.
-        let torn_down = self.closers.lock().unwrap_or_else(PoisonError::into_inner).closed;
         let why = match served {
-            Err(error) if !torn_down => {
+            Err(error) if !self.torn_down() => {
                 let reason = error.chain();
                 let refused = Refused { blame: error.blame(), reason: reason.clone() };
                 if self.control.send(&Control::Refused(refused)).is_err() {
@@ -171,6 +180,19 @@ impl StageBody {
         self.tell(StageEvent::Ended { why });
     }
 
+    fn torn_down(&self) -> bool {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).closed
+    }
+
+    /// Waits until the stage before this one has given its memory back: both might not fit.
+    fn await_turn(&self) -> Result<(), NodeError> {
+        match self.before.as_ref().map(|before| before.recv_timeout(TURN)) {
+            Some(Err(RecvTimeoutError::Timeout)) => Err(assembly("the end of the stage before it")),
+            _ if self.torn_down() => Err(assembly("a ring that was taken down")),
+            _ => Ok(()),
+        }
+    }
+
     fn tell(&self, event: StageEvent) {
         (self.shared.observer)(WorkerEvent::Stage(event));
     }
@@ -181,6 +203,7 @@ impl StageBody {
 
     /// Load, connect, then frames until the ring ends.
     fn serve(&self) -> Result<(), NodeError> {
+        self.await_turn()?;
         let (runner, tokenizer) = self.load()?;
         let weight_bytes = runner.stage().weight_bytes() as u64;
         self.say(&Control::Ready(Ready {
@@ -264,6 +287,7 @@ impl StageBody {
         let threads = threads.unwrap_or_else(machine::cores);
         let stage = load(&checkpoint, &stage_order, threads, &mut progress)?;
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
+        machine::pin_caller(config.cores.as_deref());
         let pool = machine::pool(threads, config.cores.clone());
         Ok((
             StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max),

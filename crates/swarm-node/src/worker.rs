@@ -96,6 +96,8 @@ pub(crate) struct Shared {
     pub observer: WorkerObserver,
     listener: Listener,
     slot: Mutex<Option<Slot>>,
+    /// Closes when the last stage that was begun has ended, which is later than its slot is free.
+    pub last_stage: Mutex<Option<Receiver<()>>>,
     connections: Mutex<Connections>,
     stopped: Receiver<()>,
     stop: Mutex<Option<Sender<()>>>,
@@ -159,6 +161,7 @@ impl Worker {
             observer,
             listener,
             slot: Mutex::new(None),
+            last_stage: Mutex::default(),
             connections: Mutex::default(),
             stopped,
             stop: Mutex::new(Some(stop)),
@@ -390,7 +393,7 @@ fn prepare(
             reason: "it serves another coordinator; try again when that one is done".into(),
         });
     }
-    // An earlier stage of the same coordinator goes first: both might not fit.
+    // An earlier stage of the same coordinator goes first.
     slot.take();
     let stage = StageHandle::begin(shared, sender.clone(), order.clone(), closer.clone())?;
     *slot = Some(Slot { owner, epoch: order.epoch, stage });
