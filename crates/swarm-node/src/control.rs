@@ -87,8 +87,9 @@ pub fn hello(
         name: name.chars().take(swarm_wire::NAME_CHARS_MAX).collect(),
         role,
         memory_bytes_available: memory,
-        cores: u32::try_from(threads).unwrap_or(u32::MAX),
-        read_gb_s,
+        cores: u32::try_from(threads.max(1)).unwrap_or(u32::MAX),
+        // A measurement that is no number is none.
+        read_gb_s: read_gb_s.filter(|speed| speed.is_finite() && *speed > 0.0),
         models: None,
     }
 }

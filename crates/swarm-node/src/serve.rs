@@ -168,7 +168,7 @@ impl StageBody {
         let why = match served {
             Err(error) if !self.torn_down() => {
                 let reason = error.chain();
-                let refused = Refused { blame: error.blame(), reason: reason.clone() };
+                let refused = Refused::new(error.blame(), &reason);
                 if self.control.send(&Control::Refused(refused)).is_err() {
                     // The coordinator cannot be told; make sure that it notices.
                     coordinator.close();
@@ -283,8 +283,9 @@ impl StageBody {
                 });
             }
         };
-        let threads = order.threads.map(|threads| threads as usize).or(config.threads);
-        let threads = threads.unwrap_or_else(machine::cores);
+        // A coordinator may ask for fewer threads than this worker has, not for more.
+        let own = config.threads.unwrap_or_else(machine::cores);
+        let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
         let stage = load(&checkpoint, &stage_order, threads, &mut progress)?;
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());

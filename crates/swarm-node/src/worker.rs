@@ -296,7 +296,7 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     let (peer, sender, mut receiver, closer) = control::split(connection);
     let name = control::node_name(&hello.name, &hello.node_id);
     if let Err(error) = control::check_hello(&peer, hello) {
-        let _ = sender.send(&Control::Refused(Refused { blame: error.blame(), reason: error.chain() }));
+        let _ = sender.send(&Control::Refused(Refused::new(error.blame(), &error.chain())));
         return;
     }
     let (config, id) = (&shared.config, control::wire_id(shared.identity.node_id()));
@@ -348,9 +348,7 @@ fn control_loop(
             }
             Control::Prepare(order) => match prepare(shared, sender, &order, owner, closer) {
                 Ok(()) => Ok(()),
-                Err(error) => {
-                    sender.send(&Control::Refused(Refused { blame: error.blame(), reason: error.chain() }))
-                }
+                Err(error) => sender.send(&Control::Refused(Refused::new(error.blame(), &error.chain()))),
             },
             Control::Start { epoch } => {
                 if let Some(slot) = &*lock(&shared.slot)
