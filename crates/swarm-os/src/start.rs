@@ -93,7 +93,10 @@ pub fn node_cores(index: usize, threads: usize) -> Vec<usize> {
 /// pinning does not stay with this one.
 pub fn read_bandwidth(threads: Option<usize>, cores: Option<Vec<usize>>) -> Result<f64, Failure> {
     let threads = threads.unwrap_or_else(machine::cores);
-    let measure = move || machine::read_bandwidth(&machine::pool(threads, cores), PROBE_BYTES, PROBE_ROUNDS);
+    let measure = move || {
+        machine::pin_caller(cores.as_deref());
+        machine::read_bandwidth(&machine::pool(threads, cores), PROBE_BYTES, PROBE_ROUNDS)
+    };
     let measured = thread::Builder::new().name("probe".into()).spawn(measure);
     measured.ok().and_then(|thread| thread.join().ok()).ok_or_else(|| {
         Failure::new(Code::Failed, "the read bandwidth cannot be measured: no thread for it; end other programs")
