@@ -1,99 +1,13 @@
 //! Rings over real sockets in one process: toy models, every cut, several sessions, lost workers.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+mod common;
+
 use std::time::{Duration, Instant};
 
-use swarm_link::{Identity, SwarmSecret};
+use common::{Room, alone, answer, config, identity, model, request};
 use swarm_node::{
-    Engine, EngineConfig, Finish, NodeError, Outcome, Prompt, Request, Sampling, Worker, WorkerConfig,
-    WorkerEvent, WorkerSearch,
+    Engine, EngineConfig, Finish, NodeError, Prompt, Request, Sampling, WorkerEvent, WorkerSearch,
 };
-use swarm_testkit::toy::{self, Storage};
-
-/// A toy model on disk.
-struct Model {
-    _dir: tempfile::TempDir,
-    path: PathBuf,
-}
-
-fn model(name: &str, layers: usize) -> Model {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join(name);
-    toy::spec(name).with_layers(layers).write_hf(&path, Storage::F32).unwrap();
-    Model { path, _dir: dir }
-}
-
-fn identity() -> Identity {
-    Identity::ephemeral(SwarmSecret::random().unwrap()).unwrap()
-}
-
-/// Workers of the same swarm as `identity`, on this computer only.
-struct Room {
-    workers: Vec<Worker>,
-    events: Arc<Mutex<Vec<WorkerEvent>>>,
-}
-
-impl Room {
-    fn new(identity: &Identity, model: &Path, count: usize) -> Self {
-        let events = Arc::new(Mutex::new(Vec::new()));
-        let start = |index: usize| {
-            let config = WorkerConfig {
-                name: format!("worker{index}"),
-                local_only: true,
-                model: Some(model.to_owned()),
-                threads: Some(1),
-                ..WorkerConfig::default()
-            };
-            let seen = events.clone();
-            let observer = Arc::new(move |event| seen.lock().unwrap().push(event));
-            Worker::start(config, identity.another_instance().unwrap(), observer).unwrap()
-        };
-        Self { workers: (0..count).map(start).collect(), events }
-    }
-
-    fn search(&self) -> WorkerSearch {
-        WorkerSearch {
-            peers: self.workers.iter().map(|worker| vec![([127, 0, 0, 1], worker.port()).into()]).collect(),
-            discover: false,
-            at_least: self.workers.len(),
-            at_most: self.workers.len(),
-            within: Duration::from_secs(10),
-        }
-    }
-}
-
-fn config(model: &Path, search: WorkerSearch) -> EngineConfig {
-    EngineConfig {
-        threads: Some(1),
-        worker_threads: Some(1),
-        chunk: 5,
-        search,
-        ..EngineConfig::new(model.to_str().unwrap())
-    }
-}
-
-fn request(tokens: usize) -> Request {
-    let ids = (0..23).map(|i| (i * 37 + 11) % 250).collect();
-    Request {
-        max_tokens: Some(tokens),
-        logits_hash: true,
-        ignore_end: true,
-        ..Request::new(Prompt::Ids(ids))
-    }
-}
-
-fn answer(engine: &Engine, tokens: usize) -> Outcome {
-    let outcome = engine.generate(request(tokens)).unwrap().finish();
-    assert_eq!(outcome.finish, Finish::Length);
-    assert_eq!(outcome.token_ids.len(), tokens);
-    outcome
-}
-
-fn alone(model: &Path, tokens: usize) -> Outcome {
-    let engine = Engine::start(&config(model, WorkerSearch::default()), &identity(), &|_| {}).unwrap();
-    answer(&engine, tokens)
-}
 
 #[test]
 fn every_cut_gives_the_tokens_and_logits_of_one_node() {

@@ -1,0 +1,263 @@
+//! Peers that follow the protocol by hand, so that a test can stop in the middle of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use swarm_link::{Connection, Identity, LinkSettings, Listener, dial};
+use swarm_weights::Checkpoint;
+use swarm_wire::{
+    CONTROL_BYTES_MAX, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType, Limits, NodeId, Pong,
+    Prepare, Ready, Role,
+};
+
+const WAIT: Duration = Duration::from_secs(10);
+
+fn hello(identity: &Identity, name: &str, role: Role) -> Hello {
+    Hello {
+        protocol_major: swarm_wire::PROTOCOL_MAJOR,
+        protocol_minor: swarm_wire::PROTOCOL_MINOR,
+        build: "puppet".into(),
+        numerics: swarm_kernels::NUMERICS.into(),
+        node_id: NodeId(*identity.node_id().as_bytes()),
+        name: name.into(),
+        role,
+        memory_bytes_available: 1 << 33,
+        cores: 1,
+        read_gb_s: None,
+        models: None,
+    }
+}
+
+/// A control connection.
+pub struct Talk {
+    pub link: Connection,
+    buffer: Vec<u8>,
+}
+
+impl Talk {
+    fn new(mut link: Connection) -> Self {
+        link.sender.set_message_bytes_max(CONTROL_BYTES_MAX);
+        link.receiver.set_message_bytes_max(CONTROL_BYTES_MAX);
+        Self { link, buffer: Vec::new() }
+    }
+
+    pub fn say(&mut self, message: &Control) {
+        message.encode(&mut self.buffer).unwrap();
+        self.link.sender.send(&[&self.buffer]).unwrap();
+    }
+
+    pub fn hear(&mut self, within: Duration) -> Result<Control, swarm_link::LinkError> {
+        self.link.receiver.set_idle_timeout(Some(within))?;
+        self.link.receiver.receive(&mut self.buffer)?;
+        Ok(Control::decode(&self.buffer).unwrap())
+    }
+
+    /// The first message that `wanted` takes.
+    pub fn hear_until<T>(&mut self, mut wanted: impl FnMut(Control) -> Option<T>) -> T {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            if let Some(found) = wanted(self.hear(deadline - Instant::now()).unwrap()) {
+                return found;
+            }
+        }
+    }
+}
+
+/// A worker that takes any stage, computes nothing, and falls silent when told to, as a stopped process does.
+pub struct Puppet {
+    pub address: SocketAddr,
+    pub pings: Arc<AtomicUsize>,
+    /// Links for tokens that the coordinator has not closed.
+    pub open: Arc<AtomicUsize>,
+    mute: Arc<AtomicBool>,
+    _alive: Sender<()>,
+}
+
+impl Puppet {
+    pub fn start(identity: &Identity, name: &str) -> Self {
+        let own = identity.another_instance().unwrap();
+        let settings = LinkSettings::default();
+        let listener = Listener::bind_to(([127, 0, 0, 1], 0).into(), &own, &settings).unwrap();
+        let address = listener.address();
+        let (alive, dead) = bounded(0);
+        let (pings, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let mute = Arc::<AtomicBool>::default();
+        let body = PuppetBody {
+            hello: hello(&own, name, Role::Worker),
+            dead,
+            pings: pings.clone(),
+            open: open.clone(),
+            mute: mute.clone(),
+        };
+        std::thread::spawn(move || body.accept(&listener));
+        Self { address, pings, open, mute, _alive: alive }
+    }
+
+    /// From now on it reads and answers nothing, and its sockets stay open.
+    pub fn stop(&self) {
+        self.mute.store(true, Ordering::SeqCst);
+    }
+}
+
+#[derive(Clone)]
+struct PuppetBody {
+    hello: Hello,
+    dead: Receiver<()>,
+    pings: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
+    mute: Arc<AtomicBool>,
+}
+
+impl PuppetBody {
+    fn accept(self, listener: &Listener) {
+        loop {
+            crossbeam_channel::select! {
+                recv(self.dead) -> _ => return,
+                recv(listener.connections()) -> link => {
+                    let (Ok(link), body) = (link, self.clone()) else { return };
+                    std::thread::spawn(move || body.serve(link));
+                }
+            }
+        }
+    }
+
+    fn serve(self, mut link: Connection) {
+        let mut first = Vec::new();
+        link.receiver.receive(&mut first).unwrap();
+        if let Ok(greeting) = DataHello::decode(&first) {
+            match greeting.kind {
+                // Nothing comes on it, so this waits for its end.
+                DataKind::Tokens => {
+                    self.open.fetch_add(1, Ordering::SeqCst);
+                    let _ = link.receiver.receive(&mut first);
+                    self.open.fetch_sub(1, Ordering::SeqCst);
+                }
+                // Held, and never read.
+                _ => drop(self.dead.recv()),
+            }
+            return;
+        }
+        let mut talk = Talk::new(link);
+        talk.say(&Control::Welcome(self.hello.clone()));
+        while !self.mute.load(Ordering::SeqCst) {
+            match talk.hear(Duration::from_millis(20)) {
+                Ok(Control::Ping(ping)) => {
+                    self.pings.fetch_add(1, Ordering::SeqCst);
+                    if !self.mute.load(Ordering::SeqCst) {
+                        talk.say(&Control::Pong(Pong { id: ping.id, sent_us: ping.sent_us, node_us: 1 }));
+                    }
+                }
+                Ok(Control::Prepare(order)) => {
+                    let ready = Ready { epoch: order.epoch, bytes_loaded: 1, weight_bytes_per_token: 1 };
+                    talk.say(&Control::Ready(ready));
+                }
+                Ok(Control::Start { epoch }) => talk.say(&Control::Started { epoch }),
+                Ok(_) | Err(swarm_link::LinkError::Idle { .. }) => {}
+                Err(_) => return,
+            }
+            if self.dead.recv_timeout(Duration::ZERO) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+        let _ = self.dead.recv();
+    }
+}
+
+/// A coordinator by hand.
+pub struct Caller {
+    pub identity: Identity,
+    pub talk: Talk,
+    pub worker: NodeId,
+    address: SocketAddr,
+}
+
+impl Caller {
+    /// Says hello to the worker at `port` and takes its welcome.
+    pub fn greet(identity: &Identity, port: u16) -> Self {
+        let (identity, address) =
+            (identity.another_instance().unwrap(), SocketAddr::from(([127, 0, 0, 1], port)));
+        let mut talk = Talk::new(dial(&[address], &identity, &LinkSettings::default(), WAIT).unwrap());
+        talk.say(&Control::Hello(hello(&identity, "caller", Role::Coordinator)));
+        let Ok(Control::Welcome(worker)) = talk.hear(WAIT) else { panic!("no welcome") };
+        Self { identity, talk, worker: worker.node_id, address }
+    }
+
+    /// An order for all layers but the first of `model`.
+    pub fn order(model: &std::path::Path, epoch: Epoch) -> Prepare {
+        let checkpoint = Checkpoint::open(model).unwrap();
+        let config = checkpoint.config();
+        let layers = u32::try_from(config.num_hidden_layers).unwrap();
+        Prepare {
+            epoch,
+            model: "toy".into(),
+            fingerprint: Fingerprint(checkpoint.fingerprint().unwrap()),
+            layers: [1, layers].into(),
+            layers_total: layers,
+            tail: true,
+            kv_type: KvType::F16,
+            context: 512,
+            sessions_max: 4,
+            limits: Limits {
+                width: u32::try_from(config.hidden_size).unwrap(),
+                vocab: u32::try_from(config.vocab_size).unwrap(),
+                context_max: 512,
+                tokens_max: 32,
+                segments_max: 4,
+                stages_max: 2,
+            },
+            next: None,
+            threads: None,
+            numerics: swarm_kernels::NUMERICS.into(),
+        }
+    }
+
+    /// Orders the stage and waits until it is in memory.
+    pub fn prepare(&mut self, order: Prepare) {
+        let epoch = order.epoch;
+        self.talk.say(&Control::Prepare(Box::new(order)));
+        self.talk.hear_until(|message| match message {
+            Control::Ready(ready) => Some(assert_eq!(ready.epoch, epoch)),
+            Control::Refused(refused) => panic!("{}", refused.reason),
+            _ => None,
+        });
+    }
+
+    /// A data connection to the worker.
+    pub fn connect(&self, epoch: Epoch, kind: DataKind) -> Connection {
+        let mut link = dial(&[self.address], &self.identity, &LinkSettings::default(), WAIT).unwrap();
+        let from = NodeId(*self.identity.node_id().as_bytes());
+        link.sender.send(&[&DataHello { epoch, kind, from }.encode()]).unwrap();
+        link
+    }
+
+    /// Both data connections, and the worker's word that its stage runs.
+    pub fn join(&mut self, epoch: Epoch) -> (Connection, Connection) {
+        let links = (self.connect(epoch, DataKind::Hidden), self.connect(epoch, DataKind::Tokens));
+        self.talk.hear_until(|message| match message {
+            Control::Started { .. } => Some(()),
+            Control::Refused(refused) => panic!("{}", refused.reason),
+            _ => None,
+        });
+        links
+    }
+}
+
+/// The link ends within `within`; what comes before that is not looked at.
+pub fn ends(link: &mut Connection, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    let mut buffer = Vec::new();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || link.receiver.set_idle_timeout(Some(left)).is_err() {
+            return left.is_zero().then_some(()).is_none();
+        }
+        match link.receiver.receive(&mut buffer) {
+            Ok(_) => {}
+            Err(swarm_link::LinkError::Idle { .. }) => return false,
+            Err(_) => return true,
+        }
+    }
+}
