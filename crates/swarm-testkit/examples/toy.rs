@@ -1,6 +1,7 @@
 //! Writes a toy model to a path, for a look with other tools:
 //! `cargo run -p swarm-testkit --example toy -- llama q4_k /tmp/llama.gguf`
-//! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, or a GGUF tensor type).
+//! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, or a GGUF tensor type). Further arguments change the shape, for
+//! benchmarks: `hidden_size=2048 intermediate_size=5632 num_attention_heads=32 num_key_value_heads=4 layers=4`.
 
 use std::path::Path;
 
@@ -8,8 +9,15 @@ use swarm_testkit::toy::{self, GgufType, Storage};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [name, kind, path] = args.as_slice() else { anyhow::bail!("usage: toy SPEC TYPE PATH") };
-    let (model, path) = (toy::spec(name), Path::new(path));
+    let [name, kind, path, shape @ ..] = args.as_slice() else {
+        anyhow::bail!("usage: toy SPEC TYPE PATH [KEY=NUMBER]...")
+    };
+    let (mut model, path) = (toy::spec(name), Path::new(path));
+    for part in shape {
+        let Some((key, value)) = part.split_once('=') else { anyhow::bail!("`{part}` is not KEY=NUMBER") };
+        let value: usize = value.parse()?;
+        model = if key == "layers" { model.with_layers(value) } else { model.with_config(key, value.into()) };
+    }
     match kind.as_str() {
         "hf-f32" => model.write_hf(path, Storage::F32)?,
         "hf-f16" => model.write_hf(path, Storage::F16)?,
