@@ -9,10 +9,17 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Shown under `--help`.
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 an answer ended in an error, or verify found a difference; 2 bad usage or input;
-3 no worker was found, or the ring was lost; 130 stopped by Ctrl-C.
-Environment: SWARM_OS_HOME (folder of identity and secret), SWARM_OS_MODELS (folder of models),
-SWARM_OS_LOG (what to log on stderr: error, warn, info, debug).";
+Exit codes:
+  0    done
+  1    an answer ended in an error, or verify found a difference
+  2    bad usage or input
+  3    no worker was found, or the ring was lost
+  130  stopped by Ctrl-C
+
+Environment:
+  SWARM_OS_HOME    folder of this node's identity and secret
+  SWARM_OS_MODELS  folder of models
+  SWARM_OS_LOG     what to log on standard error: error, warn, info, debug";
 
 /// What `--version` prints: two nodes need the same protocol and the same numerics.
 static VERSION: LazyLock<String> = LazyLock::new(|| {

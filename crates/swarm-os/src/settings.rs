@@ -7,6 +7,7 @@ use std::time::Duration;
 use swarm_kernels::KvType;
 use swarm_link::{ConfigDir, Identity, parse_peer};
 use swarm_node::{EngineConfig, Message, NodeError, Prompt, Request, Sampling, WorkerSearch, machine};
+use swarm_ring::PlaceError;
 
 use crate::args::{AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, RingArgs, absolute_model};
 use crate::failure::Failure;
@@ -73,6 +74,11 @@ pub fn identity() -> Result<(ConfigDir, Identity), Failure> {
     Ok((folders, identity))
 }
 
+/// Where things are kept that may be lost.
+pub fn state_folder() -> Result<PathBuf, Failure> {
+    Ok(ConfigDir::locate()?.state().to_path_buf())
+}
+
 impl Start {
     /// Checks `model` and `ring` and puts them together.
     pub fn new(model: &ModelArgs, ring: &RingArgs, search: Search) -> Result<Self, Failure> {
@@ -94,6 +100,9 @@ impl Start {
         config.search = worker_search(ring, search, peers);
         let mut local = None;
         if let Some(nodes) = nodes.filter(|&nodes| nodes > 1) {
+            room_for(nodes, &model.model)?;
+            // Workers of one command are gone with it.
+            config.state_dir = None;
             let threads = model.compute.threads.unwrap_or_else(|| (machine::cores() / nodes).max(1));
             config.threads = Some(threads);
             config.name = node_name(0, nodes);
@@ -118,6 +127,12 @@ impl Start {
         let identity = self.identity.another_instance()?;
         Ok(Self { config, identity, local: None })
     }
+}
+
+/// Opens the model, so that one that cannot be used is told before any worker is started.
+fn room_for(nodes: usize, model: &str) -> Result<(), Failure> {
+    let layers = swarm_node::open_model(model)?.config().num_hidden_layers;
+    if nodes <= layers { Ok(()) } else { Err(NodeError::from(PlaceError::TooManyNodes { nodes, layers }).into()) }
 }
 
 /// The name of node `index` of a ring on one computer. Names are padded, because ring order is their order.

@@ -29,7 +29,7 @@ const HISTORY_LINES: usize = 1000;
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let template = settings::request(&args.answer, Prompt::Chat(Vec::new()))?;
     let start = Start::new(&args.model, &args.ring, Search::of(&args.look, args.role.is_some()))?;
-    let history = start.config.state_dir.as_ref().map(|folder| folder.join("history.txt"));
+    let history = settings::state_folder()?.join("history.txt");
     let looked = start.config.search.at_most > 0;
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
@@ -59,7 +59,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         last: None,
     };
     console.forget();
-    talk(&mut console, history.as_deref())
+    talk(&mut console, &history)
 }
 
 /// What the user's line asks for.
@@ -90,12 +90,12 @@ fn read(line: &str) -> Line<'_> {
 }
 
 /// Reads lines until the user leaves.
-fn talk(console: &mut Console<'_>, history: Option<&Path>) -> Result<(), Failure> {
+fn talk(console: &mut Console<'_>, history: &Path) -> Result<(), Failure> {
     let failed = |error: ReadlineError| Failure::new(Code::Failed, format!("the console cannot be used: {error}"));
     let config = rustyline::Config::builder();
     let config = config.max_history_size(HISTORY_LINES).map_err(failed)?.auto_add_history(true).build();
     let mut editor = DefaultEditor::with_config(config).map_err(failed)?;
-    let history: Option<PathBuf> = history.and_then(private_file);
+    let history = private_file(history);
     if let Some(path) = &history {
         // A history that cannot be read is a new one.
         let _ = editor.load_history(path);
