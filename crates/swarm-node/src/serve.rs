@@ -261,7 +261,7 @@ impl StageBody {
             context: order.context as usize,
             kv_type: kv_type(order.kv_type),
             sessions_max: order.sessions_max as usize,
-            tokens_max: order.limits.tokens_max as usize,
+            limits: order.limits,
         };
         let need = StageNeed::of(&checkpoint, &stage_order)?;
         let memory = control::memory_offered(config.memory_bytes);

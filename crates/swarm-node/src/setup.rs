@@ -20,7 +20,7 @@ use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::{dial_data, limit_sender};
 use crate::stage_loop::receive_frames;
-use crate::stage_setup::{StageNeed, StageOrder, kv_positions, load};
+use crate::stage_setup::{StageNeed, StageOrder, kv_positions, link_bytes, load};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -78,7 +78,11 @@ pub(crate) fn find_members(
     );
     let mut search = config.search.clone();
     // A node without a layer has nothing to do.
-    search.at_most = search.at_most.min(model.config().num_hidden_layers.saturating_sub(1));
+    let layers = model.config().num_hidden_layers;
+    if search.at_least >= layers {
+        return Err(swarm_ring::PlaceError::TooManyNodes { nodes: search.at_least + 1, layers }.into());
+    }
+    search.at_most = search.at_most.min(layers.saturating_sub(1));
     if let Some(cut) = &config.cut {
         search.at_least = cut.len().saturating_sub(1);
         search.at_most = search.at_least;
@@ -99,6 +103,7 @@ pub(crate) fn place_layers(
     let size = stage_size(model, 0..layers, config.kv_type)
         .map_err(|source| NodeError::Load { layers: 0..layers, source: Box::new(source) })?;
     let kv_session = size.kv_bytes_per_position.saturating_mul(kv_positions(context));
+    let limits = limits(config, model, context, room.members.len() + 1)?;
     let shape = ModelShape {
         layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
         embed_bytes: model.embed_bytes(),
@@ -106,8 +111,9 @@ pub(crate) fn place_layers(
         tied: model.config().tie_word_embeddings,
         kv_bytes_per_layer: kv_session / layers.max(1) as u64,
         scratch_bytes: size
-            .scratch_bytes(config.chunk, config.sessions_max)
-            .saturating_add(size.rope_bytes(context)),
+            .scratch_bytes(limits.tokens_max as usize, config.sessions_max)
+            .saturating_add(size.rope_bytes(context))
+            .saturating_add(link_bytes(&limits, config.sessions_max)),
     };
     let mut nodes = vec![NodeCapacity {
         id: own_id(identity),
@@ -258,7 +264,7 @@ impl Assembly<'_> {
             context: self.context,
             kv_type: self.config.kv_type,
             sessions_max: self.config.sessions_max,
-            tokens_max: self.limits.tokens_max as usize,
+            limits: self.limits,
         };
         let need = StageNeed::of(self.model, &order)?;
         let memory = control::memory_offered(self.config.memory_bytes);

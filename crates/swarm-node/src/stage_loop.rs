@@ -19,7 +19,7 @@ use crate::error::NodeError;
 use crate::runner::{Failure, StageRunner};
 
 /// Frames that may wait for the compute thread.
-const QUEUE: usize = 2;
+pub(crate) const QUEUE: usize = 2;
 
 /// A frame as it came.
 pub(crate) struct Inbound {

@@ -6,8 +6,14 @@ use std::path::PathBuf;
 use swarm_kernels::KvType;
 use swarm_model::{LoadOptions, LoadProgress, Stage, stage_size};
 use swarm_weights::{Checkpoint, cache};
+use swarm_wire::Limits;
 
 use crate::error::NodeError;
+use crate::stage_loop::QUEUE;
+
+/// Frames of the largest size that a stage holds at once: those that wait, one being received, one being computed,
+/// its rows, and the one being sent.
+const FRAMES_HELD: u64 = QUEUE as u64 + 4;
 
 /// What a stage is loaded for.
 #[derive(Clone, Debug)]
@@ -16,7 +22,15 @@ pub(crate) struct StageOrder {
     pub context: usize,
     pub kv_type: KvType,
     pub sessions_max: usize,
-    pub tokens_max: usize,
+    /// What a peer may send; checked when the order was.
+    pub limits: Limits,
+}
+
+/// Bytes of frames and their rows, and of the token ids that the tail keeps of each session.
+pub(crate) fn link_bytes(limits: &Limits, sessions_max: usize) -> u64 {
+    let frames = limits.frame_bytes_max().unwrap_or(u64::MAX).saturating_mul(FRAMES_HELD);
+    let history = u64::from(limits.context_max).saturating_mul(4).saturating_mul(sessions_max as u64);
+    frames.saturating_add(history)
 }
 
 /// Bytes a stage will take, before anything is read.
@@ -36,8 +50,9 @@ impl StageNeed {
             weights: size.weight_bytes,
             kv_session: size.kv_bytes_per_position.saturating_mul(kv_positions(order.context)),
             buffers: size
-                .scratch_bytes(order.tokens_max, order.sessions_max)
-                .saturating_add(size.rope_bytes(order.context)),
+                .scratch_bytes(order.limits.tokens_max as usize, order.sessions_max)
+                .saturating_add(size.rope_bytes(order.context))
+                .saturating_add(link_bytes(&order.limits, order.sessions_max)),
         })
     }
 
@@ -109,4 +124,24 @@ pub(crate) fn load(
     let options = LoadOptions { context: Some(order.context), threads };
     Stage::load(checkpoint, order.layers.clone(), &options, progress)
         .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_may_send_counts_as_memory() {
+        let limits = Limits {
+            width: 1024,
+            vocab: 1000,
+            context_max: 256,
+            tokens_max: 128,
+            segments_max: 4,
+            stages_max: 2,
+        };
+        let frame = limits.frame_bytes_max().unwrap();
+        assert!(frame > 128 * 1024 * 4);
+        assert_eq!(link_bytes(&limits, 4), 6 * frame + 4 * 256 * 4);
+    }
 }
