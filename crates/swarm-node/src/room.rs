@@ -23,6 +23,8 @@ const PING_EVERY: Duration = Duration::from_millis(250);
 /// A member that leaves so many in a row without an answer, 3 s of them, is dead. Pings are counted and not time, so
 /// that a coordinator that was stopped itself does not take the others for dead when it goes on.
 const UNANSWERED_MAX: u32 = 12;
+/// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
+const NOTES_MAX: usize = 256;
 /// Longest wait for one peer to take a connection and say welcome.
 const WELCOME: Duration = Duration::from_secs(4);
 /// After the last newcomer, how long to wait for another.
@@ -211,6 +213,8 @@ struct Search<'a> {
     tell: &'a dyn Fn(SearchEvent),
     candidates: (Sender<Candidate>, Receiver<Candidate>),
     tried: Vec<Vec<SocketAddr>>,
+    /// Where workers were once: that nobody is there any more is no news.
+    remembered: Vec<SocketAddr>,
     pending: usize,
 }
 
@@ -222,7 +226,8 @@ impl<'a> Search<'a> {
         circle: Arc<Circle>,
         tell: &'a dyn Fn(SearchEvent),
     ) -> Self {
-        Self { search, identity, own, circle, tell, candidates: unbounded(), tried: Vec::new(), pending: 0 }
+        let (candidates, tried, remembered) = (unbounded(), Vec::new(), Vec::new());
+        Self { search, identity, own, circle, tell, candidates, tried, remembered, pending: 0 }
     }
 
     fn run(mut self, state_dir: Option<&std::path::Path>) -> Vec<Member> {
@@ -241,7 +246,8 @@ impl<'a> Search<'a> {
         };
         let mut remembered = state_dir.map(Remembered::load);
         if let (true, Some(remembered)) = (self.search.discover, &remembered) {
-            remembered.addresses().into_iter().for_each(|address| self.try_peer(vec![address]));
+            self.remembered = remembered.addresses();
+            self.remembered.clone().into_iter().for_each(|address| self.try_peer(vec![address]));
         }
         let silent = crossbeam_channel::never();
         let sightings = discovery.as_ref().map_or(&silent, Discovery::events);
@@ -302,8 +308,14 @@ impl<'a> Search<'a> {
     fn take(&self, answer: Candidate, members: &[Member]) -> Option<Member> {
         let (member, receiver) = match answer {
             Ok(found) => found,
-            // Ourselves, or an address nobody listens at any more: no news to anyone.
+            // Ourselves, or an address of old that nobody listens at any more: no news to anyone.
             Err((_, NodeError::Link(error))) if matches!(*error, LinkError::OwnAddress { .. }) => {
+                return None;
+            }
+            Err((address, NodeError::Link(error)))
+                if matches!(*error, LinkError::Unreachable { .. })
+                    && self.remembered.iter().any(|known| known.to_string() == address) =>
+            {
                 return None;
             }
             Err((address, error)) => {
@@ -356,7 +368,7 @@ fn greet(
 fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -> Result<(), NodeError> {
     let (node, pulse) = (member.id(), member.pulse.clone());
     let (control, closer) = (member.control.clone(), member.closer.clone());
-    let pinged = Pinged { node, control, closer, pulse: pulse.clone() };
+    let pinged = Pinged { node, control, closer: closer.clone(), pulse: pulse.clone() };
     lock(&circle.pinged).push(pinged);
     spawn("control", move || {
         let why = loop {
@@ -364,6 +376,11 @@ fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -
                 Ok(Control::Pong(pong)) => {
                     pulse.unanswered.store(0, Ordering::Relaxed);
                     lock(&pulse.clock).add(pong.sent_us, pong.node_us, now_us());
+                }
+                // The next one says more, and nobody reads while this node loads its own layers.
+                Ok(Control::Loading(_)) if circle.notes.len() > NOTES_MAX / 2 => {}
+                Ok(_) if circle.notes.len() > NOTES_MAX => {
+                    break "it says more than it was asked for".to_owned();
                 }
                 Ok(message) => {
                     if circle.notes.send(Note { node, what: NoteKind::Says(Box::new(message)) }).is_err() {
@@ -374,6 +391,7 @@ fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -
             }
         };
         circle.lose(node, &pulse, why);
+        closer.close();
     })
 }
 

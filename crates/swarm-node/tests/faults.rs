@@ -275,3 +275,19 @@ fn a_lost_worker_is_named_wherever_it_stood() {
         assert!(why.contains(&format!("worker{lost}-")), "{lost}: {why}");
     }
 }
+
+#[test]
+fn a_worker_that_floods_its_coordinator_is_let_go() {
+    let model = model("llama", 2);
+    let identity = identity();
+    let puppet = Puppet::chatty(&identity, "puppet", 100_000);
+    // The observer is called while the layers are loaded, when nobody reads what workers say.
+    let busy = |event| {
+        if let swarm_node::EngineEvent::Loading { node: 0, .. } = event {
+            let _ = crossbeam_channel::never::<()>().recv_timeout(Duration::from_millis(100));
+        }
+    };
+    let started = Engine::start(&config(&model.path, at(&[puppet.address])), &identity, &busy);
+    let error = started.map(drop).unwrap_err().chain();
+    assert!(error.contains("more than it was asked for"), "{error}");
+}

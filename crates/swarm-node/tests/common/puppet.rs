@@ -10,7 +10,7 @@ use swarm_link::{Connection, Identity, LinkSettings, Listener, dial};
 use swarm_weights::Checkpoint;
 use swarm_wire::{
     CONTROL_BYTES_MAX, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType, Limits, NodeId, Pong,
-    Prepare, Ready, Role,
+    Prepare, Ready, Role, Stats,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -78,6 +78,11 @@ pub struct Puppet {
 
 impl Puppet {
     pub fn start(identity: &Identity, name: &str) -> Self {
+        Self::chatty(identity, name, 0)
+    }
+
+    /// One that says `chatter` things nobody asked for when it is given a stage.
+    pub fn chatty(identity: &Identity, name: &str, chatter: u64) -> Self {
         let own = identity.another_instance().unwrap();
         let settings = LinkSettings::default();
         let listener = Listener::bind_to(([127, 0, 0, 1], 0).into(), &own, &settings).unwrap();
@@ -87,6 +92,7 @@ impl Puppet {
         let mute = Arc::<AtomicBool>::default();
         let body = PuppetBody {
             hello: hello(&own, name, Role::Worker),
+            chatter,
             dead,
             pings: pings.clone(),
             open: open.clone(),
@@ -105,6 +111,7 @@ impl Puppet {
 #[derive(Clone)]
 struct PuppetBody {
     hello: Hello,
+    chatter: u64,
     dead: Receiver<()>,
     pings: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
@@ -151,6 +158,9 @@ impl PuppetBody {
                     }
                 }
                 Ok(Control::Prepare(order)) => {
+                    // Many at once, while the coordinator is busy with its own layers.
+                    (0..self.chatter)
+                        .for_each(|id| talk.say(&Control::Stats(Stats { id, ..Stats::default() })));
                     let ready = Ready { epoch: order.epoch, bytes_loaded: 1, weight_bytes_per_token: 1 };
                     talk.say(&Control::Ready(ready));
                 }
