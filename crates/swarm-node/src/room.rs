@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use swarm_link::{Closer, Discovery, DiscoveryEvent, Identity, LinkError, LinkSettings, Remembered, dial};
+use swarm_link::{
+    Closer, Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, LinkSettings, PeerFound, Remembered,
+    dial,
+};
 use swarm_ring::ClockOffset;
 use swarm_wire::{Control, Hello, NodeId, Ping, Role};
 
@@ -203,7 +206,20 @@ fn nobody(found: usize, search: &WorkerSearch) -> String {
     )
 }
 
-type Candidate = Result<(Member, ControlReceiver), (String, NodeError)>;
+type Candidate = Result<(Member, ControlReceiver), (Peer, NodeError)>;
+
+/// Somebody to try: all addresses of one node, and its name on the network if it was announced there.
+#[derive(Clone)]
+struct Peer {
+    addresses: Vec<SocketAddr>,
+    instance: Option<InstanceId>,
+}
+
+impl From<Vec<SocketAddr>> for Peer {
+    fn from(addresses: Vec<SocketAddr>) -> Self {
+        Self { addresses, instance: None }
+    }
+}
 
 struct Search<'a> {
     search: &'a WorkerSearch,
@@ -234,7 +250,7 @@ impl<'a> Search<'a> {
         let deadline = Instant::now() + self.search.within;
         (self.tell)(SearchEvent::Searching { within: self.search.within });
         for addresses in self.search.peers.clone() {
-            self.try_peer(addresses);
+            self.try_peer(addresses.into());
         }
         let discovery = self.search.discover.then(|| Discovery::start(self.identity.instance()));
         let discovery = match discovery {
@@ -247,7 +263,7 @@ impl<'a> Search<'a> {
         let mut remembered = state_dir.map(Remembered::load);
         if let (true, Some(remembered)) = (self.search.discover, &remembered) {
             self.remembered = remembered.addresses();
-            self.remembered.clone().into_iter().for_each(|address| self.try_peer(vec![address]));
+            self.remembered.clone().into_iter().for_each(|address| self.try_peer(vec![address].into()));
         }
         let silent = crossbeam_channel::never();
         let sightings = discovery.as_ref().map_or(&silent, Discovery::events);
@@ -261,7 +277,9 @@ impl<'a> Search<'a> {
             }
             crossbeam_channel::select! {
                 recv(sightings) -> event => match event {
-                    Ok(DiscoveryEvent::Found(peer)) => self.try_peer(peer.addresses),
+                    Ok(DiscoveryEvent::Found(PeerFound { instance, addresses, .. })) => {
+                        self.try_peer(Peer { addresses, instance: Some(instance) });
+                    }
                     Ok(DiscoveryEvent::Unavailable { why, .. }) => {
                         (self.tell)(SearchEvent::DiscoveryUnavailable { why });
                     }
@@ -270,6 +288,9 @@ impl<'a> Search<'a> {
                 },
                 recv(answers) -> answer => if let Ok(answer) = answer {
                     self.pending -= 1;
+                    if let Err((peer, error)) = &answer {
+                        self.missed(peer, error, discovery.as_ref());
+                    }
                     if let Some(member) = self.take(answer, &members) {
                         if let Some(remembered) = &mut remembered && let Some(&address) = member.addresses.first() {
                             // Losing the list costs nothing but a search next time.
@@ -290,35 +311,46 @@ impl<'a> Search<'a> {
     }
 
     /// Dials and greets on a thread of its own, once per address list.
-    fn try_peer(&mut self, addresses: Vec<SocketAddr>) {
-        if addresses.is_empty() || self.tried.contains(&addresses) || self.tried.len() > 256 {
+    fn try_peer(&mut self, peer: Peer) {
+        let tried = self.tried.contains(&peer.addresses);
+        if peer.addresses.is_empty() || tried || self.tried.len() > 256 {
             return;
         }
-        self.tried.push(addresses.clone());
+        self.tried.push(peer.addresses.clone());
         let (identity, own, answers) = (self.identity.clone(), self.own.clone(), self.candidates.0.clone());
         let body = move || {
-            let named = addresses.first().map(ToString::to_string).unwrap_or_default();
-            let _ = answers.send(greet(&addresses, &identity, &own).map_err(|error| (named, error)));
+            let _ = answers.send(greet(&peer.addresses, &identity, &own).map_err(|error| (peer, error)));
         };
         if spawn("greet", body).is_ok() {
             self.pending += 1;
         }
     }
 
+    /// Nobody was there now. A worker may still come to these addresses, and one that was killed could not say
+    /// goodbye: whether it is there is asked on the network.
+    fn missed(&mut self, peer: &Peer, error: &NodeError, discovery: Option<&Discovery>) {
+        if !unreachable(error) {
+            return;
+        }
+        self.tried.retain(|addresses| *addresses != peer.addresses);
+        if let (Some(discovery), Some(instance)) = (discovery, peer.instance) {
+            discovery.doubt(instance);
+        }
+    }
+
+    fn is_remembered(&self, peer: &Peer) -> bool {
+        matches!(peer.addresses[..], [only] if self.remembered.contains(&only))
+    }
+
     fn take(&self, answer: Candidate, members: &[Member]) -> Option<Member> {
         let (member, receiver) = match answer {
             Ok(found) => found,
             // Ourselves, or an address of old that nobody listens at any more: no news to anyone.
-            Err((_, NodeError::Link(error))) if matches!(*error, LinkError::OwnAddress { .. }) => {
+            Err((peer, error)) if own_address(&error) || unreachable(&error) && self.is_remembered(&peer) => {
                 return None;
             }
-            Err((address, NodeError::Link(error)))
-                if matches!(*error, LinkError::Unreachable { .. })
-                    && self.remembered.iter().any(|known| known.to_string() == address) =>
-            {
-                return None;
-            }
-            Err((address, error)) => {
+            Err((peer, error)) => {
+                let address = peer.addresses.first().map(ToString::to_string).unwrap_or_default();
                 (self.tell)(SearchEvent::Unusable { address, why: error.chain() });
                 return None;
             }
@@ -335,6 +367,14 @@ impl<'a> Search<'a> {
         }
         Some(member)
     }
+}
+
+fn unreachable(error: &NodeError) -> bool {
+    matches!(error, NodeError::Link(error) if matches!(**error, LinkError::Unreachable { .. }))
+}
+
+fn own_address(error: &NodeError) -> bool {
+    matches!(error, NodeError::Link(error) if matches!(**error, LinkError::OwnAddress { .. }))
 }
 
 /// Connects to a peer, says hello, and waits for its welcome.
@@ -417,4 +457,30 @@ fn start_pings(circle: Arc<Circle>, stopped: Receiver<()>) -> Result<(), NodeErr
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_not_there_is_tried_again_when_it_is_announced() {
+        let secret = swarm_link::SwarmSecret::random().unwrap();
+        let identity = Identity::ephemeral(secret).unwrap();
+        let id = control::wire_id(identity.node_id());
+        let own = control::hello(id, "node", Role::Coordinator, 1, 1, None);
+        let circle = Circle { pinged: Mutex::default(), data_links: Mutex::default(), notes: unbounded().0 };
+        let search = WorkerSearch::default();
+        let mut search = Search::new(&search, &identity, &own, Arc::new(circle), &|_| {});
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for _ in 0..2 {
+            search.try_peer(vec![nobody].into());
+            search.try_peer(vec![nobody].into());
+            assert_eq!(search.tried.len(), 1);
+            let answer = search.candidates.1.recv_timeout(Duration::from_secs(5)).unwrap();
+            let Err((peer, error)) = answer else { panic!("somebody listens there") };
+            search.missed(&peer, &error, None);
+            assert!(search.tried.is_empty(), "{error}");
+        }
+    }
 }
