@@ -4,20 +4,25 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::error::NodeError;
 
 /// Longest wait for a worker process to say where it listens.
 const START: Duration = Duration::from_secs(20);
 
+/// Longest wait for a worker to leave when asked to.
+const LEAVE: Duration = Duration::from_secs(2);
+
 /// Child processes running `swarm-os worker`, ended when dropped. Each also ends by itself when its standard input
 /// closes, so that none outlives a coordinator that was killed.
 pub struct LocalWorkers {
     children: Vec<Child>,
     addresses: Vec<SocketAddr>,
+    /// Each closes when its child's output does, which is when the child ends.
+    ended: Vec<Receiver<()>>,
 }
 
 impl LocalWorkers {
@@ -30,7 +35,7 @@ impl LocalWorkers {
         count: usize,
         arguments: impl Fn(usize) -> Vec<String>,
     ) -> Result<Self, NodeError> {
-        let mut workers = Self { children: Vec::new(), addresses: Vec::new() };
+        let mut workers = Self { children: Vec::new(), addresses: Vec::new(), ended: Vec::new() };
         for index in 0..count {
             let mut command = Command::new(program);
             command.args(["worker", "--local", "--json"]).args(arguments(index));
@@ -65,7 +70,10 @@ impl LocalWorkers {
             |what: &str| NodeError::Lost { node: format!("worker {}", index + 1), what: what.to_owned() };
         let output = self.children[index].stdout.take().ok_or_else(|| lost("has no output"))?;
         let (found, port) = bounded(1);
+        let (alive, ended) = bounded(0);
+        self.ended.push(ended);
         crate::worker::spawn("worker output", move || {
+            let _alive: Sender<()> = alive;
             for line in BufReader::new(output).lines() {
                 let Ok(line) = line else { return };
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
@@ -87,11 +95,12 @@ impl Drop for LocalWorkers {
             // Closing its input asks it to leave; then it is waited for, and ended if it does not.
             drop(child.stdin.take());
         }
-        let deadline = std::time::Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + LEAVE;
+        // One that was never listened to is not waited for.
+        for ended in &self.ended {
+            let _ = ended.recv_deadline(deadline);
+        }
         for child in &mut self.children {
-            while std::time::Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
-                std::thread::sleep(Duration::from_millis(5));
-            }
             let _ = child.kill();
             let _ = child.wait();
         }
