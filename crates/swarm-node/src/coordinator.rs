@@ -4,6 +4,7 @@
 //! here are only hands and a clock.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use swarm_link::LinkError;
@@ -22,7 +23,9 @@ use crate::runner::{Failure, StageRunner};
 use crate::stage_loop::{Inbound, Inbox};
 
 /// Longest wait for the news that explains why a link ended.
-const EXPLANATION: std::time::Duration = std::time::Duration::from_millis(250);
+const EXPLANATION: Duration = Duration::from_millis(250);
+/// Every deadline is waited for at least this long, however late it is looked at.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// What the engine's callers ask of the compute thread.
 pub(crate) enum Command {
@@ -197,9 +200,9 @@ impl Coordinator {
     fn wait(&mut self) -> Result<Flow, NodeError> {
         let now = now_us();
         let deadline = self.scheduler.next_deadline_us();
-        let within = deadline.map_or(std::time::Duration::from_secs(3600), |at| {
-            std::time::Duration::from_micros(at.saturating_sub(now))
-        });
+        // A process that was stopped finds its deadline passed, and the answer that is here not yet decrypted.
+        let within = deadline
+            .map_or(Duration::from_secs(3600), |at| Duration::from_micros(at.saturating_sub(now)).max(GRACE));
         let never = crossbeam_channel::never();
         let inbox = self.ring.as_ref().map_or(&never, |ring| &ring.inbox.frames);
         select! {
@@ -208,11 +211,9 @@ impl Coordinator {
                 Err(_) => return Err(self.tail_ended()),
             },
             recv(self.room.notes) -> note => {
-                // The channel closes only with the room, which lives as long as this loop; without members it is
-                // closed from the start and must not be asked again.
-                match note {
-                    Ok(note) => self.note(note)?,
-                    Err(_) => self.room.notes = crossbeam_channel::never(),
+                // The channel closes only with the room, which lives as long as this loop.
+                if let Ok(note) = note {
+                    self.note(note)?;
                 }
             }
             recv(self.commands) -> command => return Ok(command.map_or(Flow::Stop, |command| self.command(command))),
@@ -433,7 +434,7 @@ impl Coordinator {
     /// A link ends at both sides of a lost worker and beyond; who it was, its control connection tells at about the
     /// same time.
     fn explained(&self, mut error: NodeError) -> NodeError {
-        let deadline = std::time::Instant::now() + EXPLANATION;
+        let deadline = Instant::now() + EXPLANATION;
         while let Ok(note) = self.room.notes.recv_deadline(deadline) {
             match self.read(note) {
                 Err(lost @ NodeError::Lost { .. }) => return lost,

@@ -264,9 +264,9 @@ impl Generation {
 
     fn end(&mut self, reason: FinishReason, telemetry: SessionTelemetry) -> Option<Piece> {
         self.done = true;
-        let hit = self.stop.is_none();
         let mut rest = self.detokenizer.take().map(Detokenizer::finish).unwrap_or_default();
         rest = self.through_stop(&rest);
+        let hit = self.stop.is_none();
         if let Some(stop) = self.stop.take() {
             let held = stop.finish();
             self.outcome.text.push_str(&held);
