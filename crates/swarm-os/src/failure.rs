@@ -55,7 +55,8 @@ impl Failure {
     pub fn report(&self) -> ExitCode {
         if let Some(text) = &self.text {
             // Nobody to tell when standard error is closed.
-            let _ = io::Write::write_all(&mut io::stderr(), format!("error: {}\n", text::line(text)).as_bytes());
+            let _ =
+                io::Write::write_all(&mut io::stderr(), format!("error: {}\n", text::line(text)).as_bytes());
         }
         ExitCode::from(self.code as u8)
     }
@@ -70,7 +71,9 @@ impl fmt::Display for Failure {
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
         let code = match &error {
-            NodeError::Link(link) if matches!(**link, LinkError::PortInUse { .. } | LinkError::Bind { .. }) => {
+            NodeError::Link(link)
+                if matches!(**link, LinkError::PortInUse { .. } | LinkError::Bind { .. }) =>
+            {
                 Code::Usage
             }
             error => match error.blame() {

@@ -49,7 +49,9 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
 fn start_log() -> Result<(), Failure> {
     let wanted = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "warn".to_owned());
     let filter = EnvFilter::try_new(&wanted).map_err(|error| {
-        Failure::usage(format!("{LOG_VARIABLE}: {wanted:?} is no log filter ({error}); try error, warn, info or debug"))
+        Failure::usage(format!(
+            "{LOG_VARIABLE}: {wanted:?} is no log filter ({error}); try error, warn, info or debug"
+        ))
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     Ok(())

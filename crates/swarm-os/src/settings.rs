@@ -106,9 +106,14 @@ impl Start {
             let threads = model.compute.threads.unwrap_or_else(|| (machine::cores() / nodes).max(1));
             config.threads = Some(threads);
             config.name = node_name(0, nodes);
-            config.search =
-                WorkerSearch { at_least: nodes - 1, at_most: nodes - 1, within: WAIT_LOCAL, ..WorkerSearch::default() };
-            local = Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
+            config.search = WorkerSearch {
+                at_least: nodes - 1,
+                at_most: nodes - 1,
+                within: WAIT_LOCAL,
+                ..WorkerSearch::default()
+            };
+            local =
+                Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
         } else if nodes.is_some() {
             config.search = WorkerSearch::default();
         }
@@ -120,9 +125,11 @@ impl Start {
         let mut config = self.config.clone();
         config.search = WorkerSearch::default();
         config.cut = None;
-        config.threads = compute.threads;
-        // Measured with other threads.
-        config.read_gb_s = None;
+        if config.threads != compute.threads {
+            config.threads = compute.threads;
+            // Measured with other threads.
+            config.read_gb_s = None;
+        }
         // Another instance: two engines of one process must not be taken for one node.
         let identity = self.identity.another_instance()?;
         Ok(Self { config, identity, local: None })
@@ -132,7 +139,11 @@ impl Start {
 /// Opens the model, so that one that cannot be used is told before any worker is started.
 fn room_for(nodes: usize, model: &str) -> Result<(), Failure> {
     let layers = swarm_node::open_model(model)?.config().num_hidden_layers;
-    if nodes <= layers { Ok(()) } else { Err(NodeError::from(PlaceError::TooManyNodes { nodes, layers }).into()) }
+    if nodes <= layers {
+        Ok(())
+    } else {
+        Err(NodeError::from(PlaceError::TooManyNodes { nodes, layers }).into())
+    }
 }
 
 /// The name of node `index` of a ring on one computer. Names are padded, because ring order is their order.
@@ -163,7 +174,10 @@ pub fn cores(compute: &ComputeArgs) -> Result<Option<Vec<usize>>, Failure> {
     match cores.iter().find(|core| !here.contains(core)) {
         Some(core) => {
             let here: Vec<String> = here.iter().map(ToString::to_string).collect();
-            Err(Failure::usage(format!("--cores: there is no core {core} for this process; there are {}", here.join(","))))
+            Err(Failure::usage(format!(
+                "--cores: there is no core {core} for this process; there are {}",
+                here.join(",")
+            )))
         }
         None => Ok(Some(cores.clone())),
     }
@@ -171,11 +185,19 @@ pub fn cores(compute: &ComputeArgs) -> Result<Option<Vec<usize>>, Failure> {
 
 /// `--memory`, in bytes.
 pub fn memory(compute: &ComputeArgs) -> Result<Option<u64>, Failure> {
-    compute.memory.as_deref().map(|text| parse_bytes(text).map_err(|why| Failure::usage(format!("--memory: {why}")))).transpose()
+    compute
+        .memory
+        .as_deref()
+        .map(|text| parse_bytes(text).map_err(|why| Failure::usage(format!("--memory: {why}"))))
+        .transpose()
 }
 
 /// How many nodes this computer gets; `None` when the ring is made of others.
-fn local_nodes(ring: &RingArgs, cut: Option<&[Range<usize>]>, search: Search) -> Result<Option<usize>, Failure> {
+fn local_nodes(
+    ring: &RingArgs,
+    cut: Option<&[Range<usize>]>,
+    search: Search,
+) -> Result<Option<usize>, Failure> {
     match (ring.nodes, cut) {
         (Some(nodes), Some(cut)) if nodes != cut.len() => Err(Failure::usage(format!(
             "--layers names the layers of {} nodes, but --nodes is {nodes}; make them agree",
@@ -189,7 +211,8 @@ fn local_nodes(ring: &RingArgs, cut: Option<&[Range<usize>]>, search: Search) ->
 }
 
 fn worker_search(ring: &RingArgs, search: Search, peers: Vec<Vec<std::net::SocketAddr>>) -> WorkerSearch {
-    let required = ring.workers.unwrap_or(0).max(usize::from(search == Search::Required || !peers.is_empty()));
+    let required =
+        ring.workers.unwrap_or(0).max(usize::from(search == Search::Required || !peers.is_empty()));
     let wait = ring.wait.unwrap_or(if required > 0 { WAIT_REQUIRED } else { WAIT_OPTIONAL });
     let anybody = search != Search::None || !peers.is_empty() || required > 0;
     WorkerSearch {
@@ -202,7 +225,8 @@ fn worker_search(ring: &RingArgs, search: Search, peers: Vec<Vec<std::net::Socke
 }
 
 fn peer_addresses(peer: &str) -> Result<Vec<std::net::SocketAddr>, Failure> {
-    parse_peer(peer, LOOK_UP).map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
+    parse_peer(peer, LOOK_UP)
+        .map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
 }
 
 /// `0..11,11..22`.
@@ -213,7 +237,9 @@ fn layers(text: &str) -> Result<Vec<Range<usize>>, Failure> {
     };
     let parts: Option<Vec<_>> = text.split(',').map(range).collect();
     parts.ok_or_else(|| {
-        Failure::usage(format!("--layers: {text:?} is not a list of layer ranges; write it like 0..11,11..22"))
+        Failure::usage(format!(
+            "--layers: {text:?} is not a list of layer ranges; write it like 0..11,11..22"
+        ))
     })
 }
 

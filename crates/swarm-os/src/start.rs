@@ -67,8 +67,10 @@ impl Start {
 }
 
 fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
-    let program = std::env::current_exe()
-        .map_err(|source| NodeError::System { what: "this program's own file cannot be found".into(), source })?;
+    let program = std::env::current_exe().map_err(|source| NodeError::System {
+        what: "this program's own file cannot be found".into(),
+        source,
+    })?;
     let arguments = |index: usize| {
         let mut arguments = vec!["--name".to_owned(), node_name(index + 1, local.workers + 1)];
         arguments.extend(["--threads".to_owned(), local.threads.to_string()]);
@@ -86,7 +88,9 @@ fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
 /// The cores of node `index` when every node is pinned to its own.
 pub fn node_cores(index: usize, threads: usize) -> Vec<usize> {
     let all = machine::core_ids();
-    (index * threads..(index + 1) * threads).filter_map(|at| all.get(at % all.len().max(1)).copied()).collect()
+    (index * threads..(index + 1) * threads)
+        .filter_map(|at| all.get(at % all.len().max(1)).copied())
+        .collect()
 }
 
 /// Sequential read bandwidth with these threads and cores. Measured on a thread of its own, so that
@@ -99,6 +103,9 @@ pub fn read_bandwidth(threads: Option<usize>, cores: Option<Vec<usize>>) -> Resu
     };
     let measured = thread::Builder::new().name("probe".into()).spawn(measure);
     measured.ok().and_then(|thread| thread.join().ok()).ok_or_else(|| {
-        Failure::new(Code::Failed, "the read bandwidth cannot be measured: no thread for it; end other programs")
+        Failure::new(
+            Code::Failed,
+            "the read bandwidth cannot be measured: no thread for it; end other programs",
+        )
     })
 }

@@ -87,7 +87,11 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     report.decode_bandwidth_fraction = report
         .decode_tok_per_s_single
         .map(|speed| speed * report.weight_bytes_per_token as f64 / (report.read_bandwidth_gb_s * 1e9));
-    if args.json { json(&report)? } else { text::say(&words(&report))? }
+    if args.json {
+        json(&report)?
+    } else {
+        text::say(&words(&report))?
+    }
     Ok(())
 }
 
@@ -121,7 +125,10 @@ fn round(engine: &Engine, args: &BenchArgs, sessions: usize) -> Result<Round, Fa
         [one] => (one.prefill_tok_per_s(), one.decode_tok_per_s()),
         all => (
             rate(all.iter().map(|one| one.prompt_tokens).sum(), (prefilled - start).as_secs_f64()),
-            rate(all.iter().map(|one| one.token_ids.len().saturating_sub(1)).sum(), (last - first).as_secs_f64()),
+            rate(
+                all.iter().map(|one| one.token_ids.len().saturating_sub(1)).sum(),
+                (last - first).as_secs_f64(),
+            ),
         ),
     };
     Ok(Round { prefill_tok_per_s: prefill, decode_tok_per_s: decode, outcomes })

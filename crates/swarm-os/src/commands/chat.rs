@@ -84,14 +84,17 @@ fn read(line: &str) -> Line<'_> {
         "/reset" => Line::Reset,
         "/exit" | "/quit" | "exit" => Line::Exit,
         // A slash alone does not make a command: paths and fractions are ordinary text.
-        word if word.starts_with('/') && word[1..].chars().all(|char| char.is_ascii_lowercase()) => Line::Unknown(word),
+        word if word.starts_with('/') && word[1..].chars().all(|char| char.is_ascii_lowercase()) => {
+            Line::Unknown(word)
+        }
         text => Line::Say(text),
     }
 }
 
 /// Reads lines until the user leaves.
 fn talk(console: &mut Console<'_>, history: &Path) -> Result<(), Failure> {
-    let failed = |error: ReadlineError| Failure::new(Code::Failed, format!("the console cannot be used: {error}"));
+    let failed =
+        |error: ReadlineError| Failure::new(Code::Failed, format!("the console cannot be used: {error}"));
     let config = rustyline::Config::builder();
     let config = config.max_history_size(HISTORY_LINES).map_err(failed)?.auto_add_history(true).build();
     let mut editor = DefaultEditor::with_config(config).map_err(failed)?;

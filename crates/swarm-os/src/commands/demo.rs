@@ -13,7 +13,8 @@ use crate::present::text::{self, AnswerOut};
 use crate::settings::{self, Search, Start};
 
 pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let ring = RingArgs { nodes: Some(args.nodes), peer: Vec::new(), workers: None, wait: None, layers: None };
+    let ring =
+        RingArgs { nodes: Some(args.nodes), peer: Vec::new(), workers: None, wait: None, layers: None };
     let start = Start::new(&args.model, &ring, Search::None)?;
     let single = start.alone(&args.model.compute)?;
     let progress = Progress::new(false);

@@ -10,10 +10,8 @@ use crate::present::text;
 
 pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
     let models = cache::list();
-    let presets: Vec<_> = cache::PRESETS
-        .iter()
-        .map(|(name, repo)| (*name, *repo, cache::resolve(name).ok()))
-        .collect();
+    let presets: Vec<_> =
+        cache::PRESETS.iter().map(|(name, repo)| (*name, *repo, cache::resolve(name).ok())).collect();
     let folder = cache::models_folder();
     if args.json {
         let models: Vec<_> = models
@@ -33,7 +31,12 @@ pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
     let mut rows = vec![["model", "size", "format", "path"].map(String::from).to_vec()];
     for model in &models {
         let path = text::line(&model.path.display().to_string());
-        rows.push(vec![text::line(&model.name), text::bytes(model.bytes), model.format.name().to_owned(), path]);
+        rows.push(vec![
+            text::line(&model.name),
+            text::bytes(model.bytes),
+            model.format.name().to_owned(),
+            path,
+        ]);
     }
     if models.is_empty() {
         text::say("no models on this computer yet")?;
@@ -42,7 +45,8 @@ pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
     }
     let mut rows = vec![["preset", "repository", "here"].map(String::from).to_vec()];
     for (name, repo, path) in &presets {
-        let name = if *name == cache::DEFAULT_MODEL { format!("{name} (default)") } else { (*name).to_owned() };
+        let name =
+            if *name == cache::DEFAULT_MODEL { format!("{name} (default)") } else { (*name).to_owned() };
         rows.push(vec![name, (*repo).to_owned(), if path.is_some() { "yes" } else { "no" }.to_owned()]);
     }
     text::say(&format!("\n{}", text::table(&rows, &[])))?;

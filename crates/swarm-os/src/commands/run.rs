@@ -5,10 +5,10 @@ use swarm_node::{Engine, Finish, Outcome, Request};
 use crate::args::RunArgs;
 use crate::failure::{Code, Failure};
 use crate::interrupt::{self, Repeat};
+use crate::present::answer;
 use crate::present::progress::Progress;
 use crate::present::report::{RunReport, json};
 use crate::present::text::{self, AnswerOut};
-use crate::present::answer;
 use crate::settings::{self, Search, Start};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {

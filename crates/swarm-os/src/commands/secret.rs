@@ -17,7 +17,9 @@ pub fn secret(command: &SecretCommand) -> Result<(), Failure> {
             let folders = swarm_link::ConfigDir::locate()?;
             let kept = swarm_link::import_secret(folders.config(), secret.trim())?;
             match kept {
-                Some(old) => text::note(&format!("the secret is in place; the old one is kept in {}", old.display())),
+                Some(old) => {
+                    text::note(&format!("the secret is in place; the old one is kept in {}", old.display()))
+                }
                 None => text::note("the secret is in place"),
             }
             text::note("nodes that run already keep the old secret until they are started again");

@@ -98,7 +98,9 @@ fn end_with_stdin(end: Sender<()>) -> Result<(), Failure> {
         while matches!(std::io::stdin().lock().read(&mut sink), Ok(count) if count > 0) {}
         let _ = end.send(());
     };
-    std::thread::Builder::new().name("standard input".into()).spawn(wait).map(drop).map_err(|source| {
-        NodeError::System { what: "a thread cannot be started".into(), source }.into()
-    })
+    std::thread::Builder::new()
+        .name("standard input".into())
+        .spawn(wait)
+        .map(drop)
+        .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source }.into())
 }

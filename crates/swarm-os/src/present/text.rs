@@ -6,26 +6,19 @@ use swarm_ring::Placement;
 
 /// One line of a stranger's text: what could steer a terminal or break the line is spelled out.
 pub fn line(text: &str) -> String {
-    text.chars().fold(String::new(), |mut out, char| {
-        push_escaped(&mut out, char, char.is_control());
-        out
-    })
+    swarm_node::printable(text)
 }
 
 /// A model's text for a terminal: as it is, except for control characters other than newline and tab.
 pub fn harmless(text: &str) -> String {
     text.chars().fold(String::new(), |mut out, char| {
-        push_escaped(&mut out, char, char.is_control() && char != '\n' && char != '\t');
+        match char {
+            '\n' | '\t' => out.push(char),
+            char if char.is_control() => out.extend(char.escape_default()),
+            char => out.push(char),
+        }
         out
     })
-}
-
-fn push_escaped(out: &mut String, char: char, escape: bool) {
-    if escape {
-        out.extend(char.escape_default());
-    } else {
-        out.push(char);
-    }
 }
 
 /// Standard output for an answer, as it comes.

@@ -33,6 +33,9 @@ struct State {
     tokens: u64,
     bytes_in: u64,
     compute_us: u64,
+    /// Connections of each coordinator that is here. One that finds several addresses of this worker tries them all,
+    /// and keeps one.
+    visits: BTreeMap<String, usize>,
     /// Tenths of the loading that were told, for JSON.
     tenths: BTreeMap<usize, u64>,
 }
@@ -44,6 +47,9 @@ impl WorkerView {
 
     pub fn event(&self, event: &WorkerEvent) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_news(event) {
+            return;
+        }
         state.count(event);
         if self.voice == Voice::Json {
             if let Some(object) = state.object(event) {
@@ -65,9 +71,31 @@ fn put(text: &str) {
 }
 
 impl State {
+    /// A coordinator comes with its first connection and leaves with its last.
+    fn is_news(&mut self, event: &WorkerEvent) -> bool {
+        match event {
+            WorkerEvent::Joined { coordinator } => {
+                let visits = self.visits.entry(coordinator.clone()).or_default();
+                *visits += 1;
+                *visits == 1
+            }
+            WorkerEvent::Left { coordinator, .. } => {
+                let visits = self.visits.remove(coordinator).unwrap_or(0).saturating_sub(1);
+                if visits > 0 {
+                    self.visits.insert(coordinator.clone(), visits);
+                }
+                visits == 0
+            }
+            _ => true,
+        }
+    }
+
     fn count(&mut self, event: &WorkerEvent) {
         match event {
-            WorkerEvent::Joined { .. } => *self = Self { bar: self.bar.take(), ..Self::default() },
+            WorkerEvent::Joined { .. } => {
+                let (bar, visits) = (self.bar.take(), std::mem::take(&mut self.visits));
+                *self = Self { bar, visits, ..Self::default() };
+            }
             WorkerEvent::Stage(StageEvent::Step { done, .. }) => {
                 self.steps += 1;
                 self.tokens += done.tokens as u64;
@@ -140,6 +168,8 @@ impl State {
             ),
             WorkerEvent::Stage(StageEvent::Step { .. }) if voice == Voice::Counter => return None,
             WorkerEvent::Stage(StageEvent::Step { done, layers, text }) => step(done, layers, text),
+            // The end of a stage whose coordinator has left is no news.
+            WorkerEvent::Stage(StageEvent::Ended { .. }) if self.visits.is_empty() => return None,
             WorkerEvent::Stage(StageEvent::Ended { why }) => format!("stage ended: {}", line(why)),
         })
     }
@@ -147,7 +177,9 @@ impl State {
     fn object(&mut self, event: &WorkerEvent) -> Option<Value> {
         Some(match event {
             WorkerEvent::Waiting { .. } => return None,
-            WorkerEvent::DiscoveryUnavailable { why } => json!({"event": "discovery_unavailable", "why": why}),
+            WorkerEvent::DiscoveryUnavailable { why } => {
+                json!({"event": "discovery_unavailable", "why": why})
+            }
             WorkerEvent::Stranger { why } => json!({"event": "stranger", "why": why}),
             WorkerEvent::Joined { coordinator } => json!({"event": "joined", "coordinator": coordinator}),
             WorkerEvent::Left { coordinator, why } => {

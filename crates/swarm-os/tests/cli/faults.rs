@@ -1,0 +1,115 @@
+//! Nodes that die in the middle of an answer. Nobody hangs, everybody says whom they lost.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use swarm_testkit::{Proc, demo_model};
+
+use crate::common::{Bench, SOON, event};
+
+/// From a death to the end of the command that needed the dead.
+const NOTICED: Duration = Duration::from_secs(5);
+
+fn model() -> PathBuf {
+    demo_model().unwrap()
+}
+
+/// A command whose answer takes far longer than any test.
+fn long_answer(bench: &Bench, peers: &[&str]) -> Proc {
+    let model = model();
+    let mut args = vec!["run", "--model", model.to_str().unwrap(), "--max-tokens", "4000"];
+    peers.iter().for_each(|peer| args.extend(["--peer", peer]));
+    let workers = peers.len().to_string();
+    args.extend(["--workers", &workers, "--layers"]);
+    args.push(if peers.len() == 1 { "0..15,15..30" } else { "0..10,10..20,20..30" });
+    args.push("What is the capital of France?");
+    bench.start(&args)
+}
+
+fn lost(mut run: Proc, node: &str) {
+    let since = Instant::now();
+    let status = run.wait(NOTICED).unwrap();
+    assert!(since.elapsed() < NOTICED);
+    let stderr = run.stderr();
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    assert!(error.contains("the ring was lost") && error.contains(node), "{stderr}");
+}
+
+#[test]
+fn a_worker_killed_in_the_middle_of_an_answer_is_named() {
+    let bench = Bench::new();
+    let (mut middle, first) = bench.worker("b-middle", &model());
+    let (mut tail, second) = bench.worker("c-tail", &model());
+    let run = long_answer(&bench, &[&first, &second]);
+    middle.expect(SOON, "\"step\"").unwrap();
+    tail.expect(SOON, "\"step\"").unwrap();
+    middle.kill();
+    lost(run, "b-middle");
+    // The tail is free again and says so.
+    tail.expect(SOON, "\"left\"").unwrap();
+    let (mut other, third) = bench.worker("b-other", &model());
+    let run = long_answer(&bench, &[&third, &second]);
+    other.expect(SOON, "\"step\"").unwrap();
+    tail.expect(SOON, "\"step\"").unwrap();
+    tail.kill();
+    lost(run, "c-tail");
+}
+
+#[test]
+fn a_coordinator_that_is_killed_leaves_a_worker_that_serves_the_next() {
+    let bench = Bench::new();
+    let (mut worker, address) = bench.worker("there", &model());
+    let mut run = long_answer(&bench, &[&address]);
+    worker.expect(SOON, "\"step\"").unwrap();
+    run.kill();
+    let left = worker.expect(SOON, "\"left\"").unwrap();
+    assert!(event(&left)["coordinator"].is_string(), "{left}");
+    let path = model();
+    let args =
+        ["run", "--json", "--peer", &address, "--model", path.to_str().unwrap(), "--max-tokens", "4", "Hi"];
+    let answer = bench.json(&args);
+    assert_eq!(answer["completion_tokens"], 4);
+    let step: Value = event(&worker.expect(SOON, "\"tokens_predicted\"").unwrap());
+    assert!(step["bytes_in"].as_u64().unwrap() > 0 && step["compute_ms"].as_f64().unwrap() > 0.0, "{step}");
+}
+
+#[test]
+fn a_worker_that_stops_answering_is_given_up() {
+    let bench = Bench::new();
+    let (mut worker, address) = bench.worker("there", &model());
+    let run = long_answer(&bench, &[&address]);
+    worker.expect(SOON, "\"step\"").unwrap();
+    worker.signal("STOP").unwrap();
+    lost(run, "there");
+}
+
+#[test]
+fn ctrl_c_ends_an_answer_and_its_workers() {
+    let bench = Bench::new();
+    let model = model();
+    let args = ["run", "--nodes", "2", "--model", model.to_str().unwrap(), "What is the capital of France?"];
+    let mut run = bench.start(&args);
+    // The answer of one line streams without a newline; the ring is up when the worker's process is.
+    std::thread::sleep(Duration::from_millis(1500));
+    run.signal("INT").unwrap();
+    let status = run.wait(SOON).unwrap();
+    assert_eq!(status.code(), Some(130), "{}", run.output());
+    assert!(!run.output().contains("panicked"), "{}", run.output());
+}
+
+#[test]
+fn a_worker_leaves_in_order_when_asked() {
+    let bench = Bench::new();
+    let mut worker = bench.start(&["worker", "--name", "here"]);
+    worker.expect(SOON, "worker here-").unwrap();
+    worker.expect(SOON, "GB/s").unwrap();
+    worker.expect(SOON, "Ctrl-C ends it").unwrap();
+    worker.signal("INT").unwrap();
+    assert!(worker.wait(SOON).unwrap().success());
+    let mut local = bench.start(&["worker", "--local"]);
+    local.expect(SOON, "waits on port").unwrap();
+    local.close_stdin();
+    assert!(local.wait(SOON).unwrap().success());
+}

@@ -1,0 +1,10 @@
+//! The command as its users see it: real processes, real sockets, exit codes, one line of error.
+
+mod bad_input;
+mod common;
+mod console;
+mod discovery;
+mod faults;
+mod help;
+mod real_model;
+mod ring;

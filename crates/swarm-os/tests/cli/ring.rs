@@ -1,0 +1,216 @@
+//! One node and several give the same, and say so in the fields that scripts rely on.
+
+use serde_json::Value;
+use swarm_testkit::toy::{GgufType, spec};
+
+use crate::common::Bench;
+
+const PROMPT: &str = "the tin hen in the inn";
+
+fn same_answer(one: &Value, other: &Value) {
+    assert_eq!(one["token_ids"], other["token_ids"]);
+    assert_eq!(one["logits_hash"], other["logits_hash"]);
+    assert_eq!(one["text"], other["text"]);
+    assert!(one["logits_hash"].as_str().is_some_and(|hash| hash.len() == 64), "{one}");
+}
+
+#[test]
+fn two_and_three_nodes_and_uneven_cuts_answer_as_one() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let run = |more: &[&str]| {
+        let args = ["run", "--json", "--raw", "--max-tokens", "24", "--model", toy.to_str().unwrap(), PROMPT];
+        bench.json(&[&args[..], more].concat())
+    };
+    let alone = run(&[]);
+    assert_eq!(alone["nodes"].as_array().unwrap().len(), 1);
+    assert_eq!(alone["hops"], serde_json::json!([]));
+    let three = run(&["--nodes", "3"]);
+    same_answer(&alone, &three);
+    assert_eq!(three["hops"].as_array().unwrap().len(), 3);
+    same_answer(&alone, &run(&["--nodes", "2", "--kv", "f16", "--threads", "1"]));
+    for cut in ["0..1,1..4", "0..3,3..4", "0..1,1..2,2..4"] {
+        let answer = run(&["--layers", cut]);
+        same_answer(&alone, &answer);
+        let layers: Vec<String> = answer["nodes"].as_array().unwrap().iter().map(range).collect();
+        assert_eq!(layers.join(","), cut);
+    }
+}
+
+fn range(node: &Value) -> String {
+    format!("{}..{}", node["layers"][0], node["layers"][1])
+}
+
+#[test]
+fn sampling_is_the_same_on_every_ring() {
+    let bench = Bench::new();
+    let path = bench.path("toy.gguf");
+    spec("qwen2").write_gguf(&path, GgufType::Q8_0).unwrap();
+    let run = |seed: &str, more: &[&str]| {
+        let model = path.to_str().unwrap();
+        let args = ["run", "--json", "--raw", "--max-tokens", "24", "--model", model, "--seed", seed, PROMPT];
+        let sampling =
+            ["--temperature", "1.5", "--top-k", "50", "--top-p", "0.95", "--repetition-penalty", "1.1"];
+        bench.json(&[&args[..], &sampling, more].concat())
+    };
+    let alone = run("7", &[]);
+    same_answer(&alone, &run("7", &["--nodes", "2"]));
+    assert_ne!(alone["token_ids"], run("8", &[])["token_ids"]);
+}
+
+#[test]
+fn run_json_keeps_its_contract() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let args =
+        ["run", "--json", "--max-tokens", "8", "--nodes", "2", "--model", toy.to_str().unwrap(), "hen"];
+    let report = bench.json(&args);
+    let tokens = report["token_ids"].as_array().unwrap().len();
+    assert_eq!(report["model"], "toy");
+    assert_eq!(report["completion_tokens"], tokens);
+    assert!(report["prompt_tokens"].as_u64().unwrap() > 10, "the chat template was used: {report}");
+    assert!(["stop", "length"].contains(&report["finish_reason"].as_str().unwrap()));
+    assert!(report["numerics"].as_str().unwrap().starts_with("swarm-numerics-"));
+    for number in ["ttft_ms", "prefill_tok_per_s", "decode_tok_per_s", "lap_ms_p50"] {
+        assert!(report[number].as_f64().unwrap() > 0.0, "{number}: {report}");
+    }
+    let nodes = report["nodes"].as_array().unwrap();
+    assert_eq!(nodes[0]["layers"][0], 0);
+    assert_eq!(nodes[0]["layers"][1], nodes[1]["layers"][0]);
+    assert_eq!(nodes[1]["layers"][1], 4);
+    for node in nodes {
+        assert!(node["name"].as_str().unwrap().starts_with("node-"));
+        assert!(node["bytes_loaded"].as_u64().unwrap() > 0);
+        assert!(node["compute_ms_p50"].as_f64().unwrap() >= 0.0);
+    }
+    let hops = report["hops"].as_array().unwrap();
+    assert_eq!(hops[1]["to"], nodes[0]["name"]);
+    assert_eq!(hops[0]["from"], nodes[0]["name"]);
+    for hop in hops {
+        assert!(hop["bytes_per_token"].as_f64().unwrap() > 32.0);
+        assert!(hop["ms_p50"].as_f64().unwrap() <= hop["ms_p99"].as_f64().unwrap());
+    }
+    // A row of 64 numbers, and heads and times around it.
+    assert!(hops[0]["bytes_per_token"].as_f64().unwrap() > 256.0);
+}
+
+#[test]
+fn what_was_not_measured_is_null() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let report = bench.json(&[
+        "run",
+        "--json",
+        "--max-tokens",
+        "1",
+        "--nodes",
+        "2",
+        "--model",
+        toy.to_str().unwrap(),
+        "hen",
+    ]);
+    assert_eq!(report["completion_tokens"], 1);
+    assert!(report["decode_tok_per_s"].is_null());
+    assert!(report["nodes"][0]["compute_ms_p50"].is_null());
+    assert!(report["hops"][0]["ms_p50"].is_null());
+    assert!(report["hops"][0]["bytes_per_token"].is_null());
+    assert!(report["ttft_ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn verify_gives_a_receipt() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let model = toy.to_str().unwrap();
+    let receipt = bench.json(&["verify", "--json", "--nodes", "3", "--max-tokens", "16", "--model", model]);
+    assert_eq!(receipt["equal"], true);
+    assert!(receipt["tokens"].as_u64().unwrap() > 0);
+    for hash in ["token_hash", "logits_hash"] {
+        let (single, ring) = (&receipt[format!("{hash}_single")], &receipt[format!("{hash}_ring")]);
+        assert_eq!(single, ring);
+        assert_eq!(single.as_str().unwrap().len(), 64);
+    }
+    let stages = receipt["placement"]["stages"].as_array().unwrap();
+    assert_eq!(stages.len(), 3);
+    assert_eq!(stages[2]["layers"]["end"], 4);
+    let (worker, address) = bench.worker("there", &toy);
+    let finished = bench.run(&["verify", "--peer", &address, "--max-tokens", "8", "--model", model, "hen"]);
+    assert!(finished.stdout.contains("equal to one node: yes"), "{finished:?}");
+    drop(worker);
+}
+
+#[test]
+fn demo_shows_placement_telemetry_and_proof() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let finished = bench.run(&["demo", "--model", toy.to_str().unwrap(), "--max-tokens", "8"]);
+    assert!(finished.status.success(), "{finished:?}");
+    assert_eq!(finished.stdout.lines().last(), Some("equal to one node: yes"));
+    for text in ["over 3 nodes", "node-2-", "frames x", "tok/s", "hop p50"] {
+        assert!(finished.stdout.contains(text), "{text}: {}", finished.stdout);
+    }
+}
+
+#[test]
+fn plan_says_who_gets_what_and_whether_to_split() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let model = toy.to_str().unwrap();
+    let plan = bench.json(&["plan", "--json", "--nodes", "2", "--model", model]);
+    assert_eq!(plan["stages"].as_array().unwrap().len(), 2);
+    assert!(plan["lap_ms"].as_f64().unwrap() > 0.0);
+    assert!(plan["alone_lap_ms"].as_f64().unwrap() > 0.0);
+    let words = bench.run(&["plan", "--nodes", "2", "--layers", "0..1,1..4", "--model", model]).stdout;
+    assert!(words.contains("1..4") && words.contains("fits here"), "{words}");
+    let words = bench.run(&["plan", "--alone", "--model", model]).stdout;
+    assert!(words.contains("all layers here"), "{words}");
+}
+
+#[test]
+fn bench_measures_its_contract() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let args =
+        ["bench", "--json", "--model", toy.to_str().unwrap(), "--prompt-tokens", "40", "--gen-tokens", "20"];
+    let report = bench.json(&[&args[..], &["--rounds", "1", "--nodes", "2", "--threads", "1"]].concat());
+    for number in [
+        "prefill_tok_per_s",
+        "decode_tok_per_s",
+        "weight_bytes_per_token",
+        "read_bandwidth_gb_s",
+        "decode_bandwidth_fraction",
+        "peak_rss_bytes",
+    ] {
+        assert!(report[number].as_f64().unwrap() > 0.0, "{number}: {report}");
+    }
+    assert!(report["hop_overhead_us_p50"].is_f64(), "{report}");
+    assert_eq!(report["nodes"].as_array().unwrap().len(), 2);
+    let several = bench.json(&[&args[..], &["--rounds", "1", "--sessions", "3"]].concat());
+    assert!(several["hop_overhead_us_p50"].is_null(), "{several}");
+    assert_eq!(several["sessions"], 3);
+}
+
+#[test]
+fn the_prompt_may_come_from_standard_input() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let args = ["run", "--raw", "--max-tokens", "8", "--model", toy.to_str().unwrap()];
+    let typed = bench.run(&[&args[..], &["the hen"]].concat());
+    let mut piped = bench.start(&[&args[..], &["-"]].concat());
+    piped.say("the hen").unwrap();
+    assert_eq!(piped.finish(crate::common::SOON).unwrap().stdout, typed.stdout);
+}
+
+#[test]
+fn models_lists_what_is_here() {
+    let bench = Bench::new();
+    bench.write(&spec("llama"), "models/my-toy");
+    let list = bench.json(&["models", "--json"]);
+    assert_eq!(list["models"][0]["name"], "my-toy");
+    assert_eq!(list["presets"].as_array().unwrap().len(), 3);
+    assert!(bench.run(&["models"]).stdout.contains("my-toy"));
+    // The name that is listed is the name that works.
+    let answer =
+        bench.json(&["run", "--json", "--max-tokens", "2", "--nodes", "2", "--model", "my-toy", "hen"]);
+    assert_eq!(answer["model"], "my-toy");
+}
