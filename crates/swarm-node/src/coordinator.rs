@@ -411,7 +411,7 @@ impl Coordinator {
             NoteKind::Lost(why) => Err(NodeError::Lost { node, what: format!("left the ring: {why}") }),
             NoteKind::Says(message) => match *message {
                 Control::Refused(refused) => {
-                    let reason = refused.reason.escape_debug().to_string();
+                    let reason = crate::error::printable(&refused.reason);
                     Err(NodeError::Refused { node, blame: refused.blame, reason })
                 }
                 Control::Bye => Err(NodeError::Lost { node, what: "left the ring".into() }),

@@ -100,6 +100,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// A stranger's text on one line: what a terminal might obey, or nobody can see, is spelled out.
+pub fn printable(text: &str) -> String {
+    text.chars().fold(String::new(), |mut out, char| {
+        match char {
+            '\'' | '"' | '\\' => out.push(char),
+            _ => out.extend(char.escape_debug()),
+        }
+        out
+    })
+}
+
 /// Bytes for people: `1.50 GB`.
 pub fn bytes_text(bytes: u64) -> String {
     match bytes {
@@ -107,5 +118,16 @@ pub fn bytes_text(bytes: u64) -> String {
         1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
         1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.2} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_texts_are_harmless_and_readable() {
+        assert_eq!(printable("it's C:\\a \"b\" é 日"), "it's C:\\a \"b\" é 日");
+        assert_eq!(printable("a\u{1b}[2J\nb\u{202e}\u{9b}"), "a\\u{1b}[2J\\nb\\u{202e}\\u{9b}");
     }
 }

@@ -30,7 +30,7 @@ pub use coordinator::SessionTelemetry;
 pub use engine::{
     Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, Plan, open_model, plan, resolve_model,
 };
-pub use error::{NodeError, bytes_text, chain};
+pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
 pub use local::LocalWorkers;
 pub use room::{SearchEvent, WorkerSearch};

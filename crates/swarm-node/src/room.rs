@@ -391,7 +391,7 @@ fn greet(
     let hello = match receiver.receive(Some(WELCOME)).map_err(|error| lost(&error))? {
         Control::Welcome(hello) => hello,
         Control::Refused(refused) => {
-            let reason = refused.reason.escape_debug().to_string();
+            let reason = crate::error::printable(&refused.reason);
             return Err(NodeError::Refused { node: unknown, blame: refused.blame, reason });
         }
         _ => return Err(NodeError::BadPeer { node: unknown, what: "it did not say welcome".into() }),
@@ -409,6 +409,8 @@ fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -
     let (node, pulse) = (member.id(), member.pulse.clone());
     let (control, closer) = (member.control.clone(), member.closer.clone());
     let pinged = Pinged { node, control, closer: closer.clone(), pulse: pulse.clone() };
+    // The first ping does not wait for the next heartbeat: short answers are measured, too.
+    let _ = pinged.control.send(&Control::Ping(Ping { id: 0, sent_us: now_us() }));
     lock(&circle.pinged).push(pinged);
     spawn("control", move || {
         let why = loop {

@@ -390,7 +390,7 @@ fn read_note(room: &Room, note: Note) -> Result<(usize, &Member, Control), NodeE
         }
         NoteKind::Says(message) => match *message {
             Control::Refused(refused) => {
-                let reason = refused.reason.escape_debug().to_string();
+                let reason = crate::error::printable(&refused.reason);
                 Err(NodeError::Refused { node, blame: refused.blame, reason })
             }
             Control::Bye => Err(NodeError::Lost { node, what: "left while it loaded".into() }),
