@@ -68,6 +68,7 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "`swarm-os --role B` is the same.")]
 pub struct WorkerArgs {
     /// What people call this node [default: the computer's name]
     #[arg(long)]
@@ -94,6 +95,7 @@ pub struct WorkerArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "`swarm-os --role A` is the same, and requires at least one worker.")]
 pub struct ChatArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -103,7 +105,7 @@ pub struct ChatArgs {
     pub ring: RingArgs,
     #[command(flatten)]
     pub look: LookArgs,
-    #[arg(long, hide = true, value_parser = ["A"], ignore_case = true)]
+    #[arg(long, hide = true, value_parser = ["A"], ignore_case = true, conflicts_with = "alone")]
     pub role: Option<String>,
 }
 

@@ -1,5 +1,6 @@
 //! What the command line means: checked once, before anything is opened or started.
 
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,30 +41,28 @@ pub struct LocalRing {
     pub model: PathBuf,
 }
 
-/// Whom a command looks for when nothing is said.
+/// Whom a command looks for, beyond the peers it was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// Nobody.
-    None,
-    /// Workers, but it goes on without.
-    Optional,
-    /// At least one worker.
-    Required,
+pub struct Search {
+    /// Look in the room.
+    pub discover: bool,
+    /// Nobody found is an error.
+    pub required: bool,
 }
 
 impl Search {
+    /// Nobody.
+    pub const NONE: Self = Self { discover: false, required: false };
+
     /// Of a command that looks by itself.
     pub fn of(look: &LookArgs, required: bool) -> Self {
-        match (look.alone || look.no_discovery, required) {
-            (true, _) => Self::None,
-            (false, true) => Self::Required,
-            (false, false) => Self::Optional,
-        }
+        Self { discover: !look.alone && !look.no_discovery, required }
     }
 
     /// Of a command that looks when told to: then somebody must be there.
-    pub fn when(discover: bool) -> Self {
-        if discover { Self::Required } else { Self::None }
+    pub fn when(discover: bool, ring: &RingArgs) -> Self {
+        let discover = discover || (ring.workers.is_some() && ring.peer.is_empty());
+        Self { discover, required: discover }
     }
 }
 
@@ -94,10 +93,8 @@ impl Start {
             Kv::F32 => KvType::F32,
         };
         compute(&model.compute, &mut config)?;
-        config.cut = cut;
         config.sessions_max = SESSIONS;
         config.state_dir = Some(folders.state().to_path_buf());
-        config.search = worker_search(ring, search, peers);
         let mut local = None;
         if let Some(nodes) = nodes.filter(|&nodes| nodes > 1) {
             room_for(nodes, &model.model)?;
@@ -114,9 +111,10 @@ impl Start {
             };
             local =
                 Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
-        } else if nodes.is_some() {
-            config.search = WorkerSearch::default();
+        } else if nodes.is_none() {
+            config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
+        config.cut = cut;
         Ok(Self { config, identity, local })
     }
 
@@ -205,26 +203,37 @@ fn local_nodes(
         ))),
         (Some(nodes), _) => Ok(Some(nodes)),
         // Without anybody to look for, a cut says how many nodes there are.
-        (None, Some(cut)) if search == Search::None && ring.peer.is_empty() => Ok(Some(cut.len())),
+        (None, Some(cut)) if !search.discover && ring.peer.is_empty() => Ok(Some(cut.len())),
         (None, _) => Ok(None),
     }
 }
 
-fn worker_search(ring: &RingArgs, search: Search, peers: Vec<Vec<std::net::SocketAddr>>) -> WorkerSearch {
-    let required =
-        ring.workers.unwrap_or(0).max(usize::from(search == Search::Required || !peers.is_empty()));
-    let wait = ring.wait.unwrap_or(if required > 0 { WAIT_REQUIRED } else { WAIT_OPTIONAL });
-    let anybody = search != Search::None || !peers.is_empty() || required > 0;
-    WorkerSearch {
-        peers,
-        discover: search != Search::None || (ring.workers.is_some() && ring.peer.is_empty()),
-        at_least: required,
-        at_most: if anybody { usize::MAX } else { 0 },
-        within: Duration::from_secs(u64::from(wait)),
+fn worker_search(
+    ring: &RingArgs,
+    search: Search,
+    peers: Vec<Vec<SocketAddr>>,
+    cut: Option<&[Range<usize>]>,
+) -> Result<WorkerSearch, Failure> {
+    let somebody = usize::from(search.required || !peers.is_empty());
+    let of_cut = cut.map_or(0, |cut| cut.len().saturating_sub(1));
+    let at_least = ring.workers.unwrap_or(0).max(somebody).max(of_cut);
+    let anywhere = search.discover || !peers.is_empty();
+    if at_least > 0 && !anywhere {
+        return Err(Failure::usage(
+            "a worker is required, but there is nowhere to look for one; say --peer HOST:PORT, or leave out --no-discovery",
+        ));
     }
+    let wait = ring.wait.unwrap_or(if at_least > 0 { WAIT_REQUIRED } else { WAIT_OPTIONAL });
+    Ok(WorkerSearch {
+        peers,
+        discover: search.discover,
+        at_least,
+        at_most: if anywhere { usize::MAX } else { 0 },
+        within: Duration::from_secs(u64::from(wait)),
+    })
 }
 
-fn peer_addresses(peer: &str) -> Result<Vec<std::net::SocketAddr>, Failure> {
+fn peer_addresses(peer: &str) -> Result<Vec<SocketAddr>, Failure> {
     parse_peer(peer, LOOK_UP)
         .map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
 }

@@ -14,7 +14,7 @@ use crate::present::progress::Progress;
 use crate::present::report::json;
 use crate::present::text::{self, ms, number};
 use crate::settings::{Search, Start};
-use crate::start::{Running, read_bandwidth};
+use crate::start::{Running, node_cores, read_bandwidth};
 
 /// What `bench --json` prints.
 #[derive(Debug, Serialize)]
@@ -58,7 +58,7 @@ struct BenchNode {
 }
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
-    let mut start = Start::new(&args.model, &args.ring, Search::when(args.discover))?;
+    let mut start = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     if start.config.context.is_none() {
         start.config.context = Some(args.prompt_tokens + args.gen_tokens);
     }
@@ -66,6 +66,9 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     start.config.chunk = args.chunk;
     if let Some(local) = &mut start.local {
         local.pinned = args.model.compute.threads.is_some();
+    }
+    if let (None, None, Some(threads)) = (&start.local, &start.config.cores, start.config.threads) {
+        start.config.cores = Some(node_cores(0, threads));
     }
     let threads = start.config.threads;
     let cores = start.first_cores();

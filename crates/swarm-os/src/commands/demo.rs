@@ -15,7 +15,7 @@ use crate::settings::{self, Search, Start};
 pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let ring =
         RingArgs { nodes: Some(args.nodes), peer: Vec::new(), workers: None, wait: None, layers: None };
-    let start = Start::new(&args.model, &ring, Search::None)?;
+    let start = Start::new(&args.model, &ring, Search::NONE)?;
     let single = start.alone(&args.model.compute)?;
     let progress = Progress::new(false);
     text::note(&format!("starting {} nodes on this computer", args.nodes));

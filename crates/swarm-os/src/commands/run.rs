@@ -16,7 +16,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let prompt = settings::prompt(text, args.answer.system.as_deref(), args.raw);
     let mut request = settings::request(&args.answer, prompt)?;
     request.logits_hash = args.json;
-    let start = Start::new(&args.model, &args.ring, Search::when(args.discover))?;
+    let start = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
     let outcome = if args.json {

@@ -35,7 +35,7 @@ pub struct Receipt {
 
 pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let typed = args.prompt.as_deref().map(settings::prompt_text).transpose()?;
-    let mut ring = Start::new(&args.model, &args.ring, Search::when(args.discover))?;
+    let mut ring = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     if ring.local.is_none() && ring.config.search.at_most == 0 {
         return Err(Failure::usage(
             "there is no ring to compare with; say --nodes N for workers on this computer, --discover, or --peer HOST:PORT",

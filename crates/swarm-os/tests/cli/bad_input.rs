@@ -110,10 +110,12 @@ fn nobody_is_there() {
     let bench = Bench::new();
     let toy = bench.toy();
     let model = toy.to_str().unwrap();
-    // Discovery is left out: other tests' workers are in the room.
-    let asked = ["--role", "A", "--model", model, "--wait", "1", "--no-discovery", "--workers", "1"];
+    // Other tests' workers may be in the room, but they are of other swarms.
+    let asked = ["--role", "A", "--model", model, "--wait", "1"];
     let error = bench.refused(&asked, 3, &["no worker was found", "swarm-os worker", "firewall", "--peer"]);
     assert!(error.contains("secret"), "{error}");
+    bench.refused(&["--role", "A", "--model", model, "--no-discovery"], 2, &["nowhere to look", "--peer"]);
+    bench.refused(&["--role", "A", "--model", model, "--alone"], 2, &["--alone"]);
     let closed = format!("127.0.0.1:{}", swarm_testkit::free_port().unwrap());
     let finished = bench.run(&["run", "--model", model, "--peer", &closed, "--wait", "1", "hi"]);
     assert_eq!(finished.status.code(), Some(3));

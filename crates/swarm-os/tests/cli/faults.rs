@@ -86,17 +86,35 @@ fn a_worker_that_stops_answering_is_given_up() {
 }
 
 #[test]
-fn ctrl_c_ends_an_answer_and_its_workers() {
+fn ctrl_c_ends_an_answer() {
     let bench = Bench::new();
-    let model = model();
-    let args = ["run", "--nodes", "2", "--model", model.to_str().unwrap(), "What is the capital of France?"];
-    let mut run = bench.start(&args);
-    // The answer of one line streams without a newline; the ring is up when the worker's process is.
-    std::thread::sleep(Duration::from_millis(1500));
+    let (mut worker, address) = bench.worker("there", &model());
+    let mut run = long_answer(&bench, &[&address]);
+    worker.expect(SOON, "\"step\"").unwrap();
     run.signal("INT").unwrap();
     let status = run.wait(SOON).unwrap();
     assert_eq!(status.code(), Some(130), "{}", run.output());
-    assert!(!run.output().contains("panicked"), "{}", run.output());
+    assert!(!run.output().contains("error"), "{}", run.output());
+    worker.expect(SOON, "\"left\"").unwrap();
+}
+
+#[test]
+fn ctrl_c_in_the_console_ends_the_answer_only() {
+    let bench = Bench::new();
+    let (mut worker, address) = bench.worker("there", &model());
+    let model = model();
+    let args = ["chat", "--no-discovery", "--peer", &address, "--max-tokens", "4000", "--model"];
+    let mut chat = bench.start(&[&args[..], &[model.to_str().unwrap()]].concat());
+    chat.say("What is the capital of France?").unwrap();
+    for _ in 0..5 {
+        worker.expect(SOON, "\"step\"").unwrap();
+    }
+    chat.signal("INT").unwrap();
+    chat.expect(SOON, "tok/s, first token after").unwrap();
+    chat.say("/nodes").unwrap();
+    chat.expect(SOON, "round trip").unwrap();
+    chat.say("exit").unwrap();
+    assert!(chat.wait(SOON).unwrap().success());
 }
 
 #[test]
