@@ -8,8 +8,6 @@
 //! x          [ x0..3 | x0..3 | ... | x0..3 ]     quad g of one token, the same in every lane
 //! maddubs, madd -> i32 per lane; after 8 quads the lane holds its row's integer product of the block
 //! ```
-//!
-//! Floats: the 16 partial sums of one row and one token are the lanes of two registers.
 
 use std::arch::x86_64::*;
 
@@ -277,67 +275,9 @@ fn second_of_pair(v: __m256i) -> __m256i {
 /// 16 bytes are readable at `at`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_halves(at: *const u8) -> __m256 {
+pub(crate) unsafe fn load_halves(at: *const u8) -> __m256 {
     // SAFETY: promised by the caller; the load has no alignment demand.
     unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-}
-
-/// `R` rows of float weights times `N` tokens; `out[n][r]`.
-///
-/// `rows[r]` are the row's bytes, `x[n]` its f32, both padded with zeros to the same multiple of 16.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-pub(crate) unsafe fn float_tile<const R: usize, const N: usize>(
-    dtype: DType,
-    rows: &[&[u8]; R],
-    x: &[&[f32]; N],
-    out: &mut [[f32; R]; N],
-) {
-    let cols = x[0].len();
-    assert!(cols.is_multiple_of(16) && x.iter().all(|x| x.len() == cols));
-    assert!(rows.iter().all(|r| r.len() == cols * dtype.block_bytes()));
-    // SAFETY: features promised by the caller, lengths asserted.
-    unsafe {
-        match dtype {
-            DType::F32 => floats::<R, N, 0>(rows, x, out),
-            DType::F16 => floats::<R, N, 1>(rows, x, out),
-            DType::BF16 => floats::<R, N, 2>(rows, x, out),
-            _ => unreachable!("not a float"),
-        }
-    }
-}
-
-/// # Safety
-/// All rows and tokens hold the same number of values, a multiple of 16. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
-    rows: &[&[u8]; R],
-    x: &[&[f32]; N],
-    out: &mut [[f32; R]; N],
-) {
-    let mut acc = [[[_mm256_setzero_ps(); 2]; R]; N];
-    for k in (0..x[0].len()).step_by(16) {
-        let mut w = [[_mm256_setzero_ps(); 2]; R];
-        for r in 0..R {
-            // SAFETY: `k + 16` values are inside the row.
-            w[r] = unsafe { [load_weights::<KIND>(rows[r], k), load_weights::<KIND>(rows[r], k + 8)] };
-        }
-        for n in 0..N {
-            // SAFETY: `k + 16` values are inside the token's row.
-            let x =
-                unsafe { [_mm256_loadu_ps(x[n].as_ptr().add(k)), _mm256_loadu_ps(x[n].as_ptr().add(k + 8))] };
-            for r in 0..R {
-                acc[n][r][0] = _mm256_fmadd_ps(w[r][0], x[0], acc[n][r][0]);
-                acc[n][r][1] = _mm256_fmadd_ps(w[r][1], x[1], acc[n][r][1]);
-            }
-        }
-    }
-    for n in 0..N {
-        for r in 0..R {
-            out[n][r] = tree(acc[n][r]);
-        }
-    }
 }
 
 /// The contract's tree over 16 lanes.
@@ -348,24 +288,4 @@ pub(crate) fn tree(p: [__m256; 2]) -> f32 {
     let quads = _mm256_hadd_ps(pairs, pairs); // 0..3 8..b . . | 4..7 c..f . .
     let eights = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads)); // 0..7 8..f
     _mm_cvtss_f32(_mm_add_ss(eights, _mm_movehdup_ps(eights)))
-}
-
-/// Eight weights from value `k` on, as f32.
-///
-/// # Safety
-/// `k + 8` values are inside `row`.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m256 {
-    // SAFETY: promised by the caller; loads have no alignment demand.
-    unsafe {
-        match KIND {
-            0 => _mm256_loadu_ps(row.as_ptr().add(4 * k).cast()),
-            1 => load_halves(row.as_ptr().add(2 * k)),
-            _ => {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(2 * k).cast()));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
-            }
-        }
-    }
 }

@@ -30,6 +30,8 @@ mod quant;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_float;
 
 pub use attention::{AttentionScratch, KvPage, KvType, MAX_GROUP, TILE, attention, f16_to_f32, f32_to_f16};
 pub use block::dequantize;

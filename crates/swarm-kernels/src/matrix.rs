@@ -9,8 +9,14 @@ use crate::pack::{LANES, Packed};
 use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx2_float::FloatPanel;
+
 /// Tokens that share one pass over a task's weights before the next pass begins: their activations fit the L2 cache.
 const TOKEN_BLOCK: usize = 64;
+
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(TOKEN_BLOCK <= crate::avx2_float::TOKENS);
 
 /// A weight matrix `[rows, cols]` in the layout this CPU multiplies fastest.
 ///
@@ -297,6 +303,16 @@ fn float_rows<'a>(
     }
 }
 
+/// From this many tokens on, widening a panel of float weights once pays.
+#[cfg(target_arch = "x86_64")]
+const PANEL_TOKENS: usize = 6;
+
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// Each compute thread's own panel, so that a step allocates nothing.
+    static PANEL: std::cell::RefCell<Box<FloatPanel>> = std::cell::RefCell::new(FloatPanel::new());
+}
+
 #[cfg(target_arch = "x86_64")]
 fn float_rows_avx2<'a>(
     dtype: DType,
@@ -319,10 +335,20 @@ fn float_rows_avx2<'a>(
         let x: [_; N] = std::array::from_fn(|n| input.float(token + n));
         let mut out = [[0.0; R]; N];
         // SAFETY: the path says that AVX2, FMA and F16C were detected.
-        unsafe { crate::avx2::float_tile(dtype, &w, &x, &mut out) };
+        unsafe { crate::avx2_float::float_tile(dtype, &w, &x, &mut out) };
         for (values, out) in values.iter_mut().zip(&out) {
             values[r..r + R].copy_from_slice(out);
         }
+    }
+    if block.len() >= PANEL_TOKENS {
+        let (mut w, mut x): ([&[u8]; LANES], [&[f32]; TOKEN_BLOCK]) = ([&[]; LANES], [&[]; TOKEN_BLOCK]);
+        w.iter_mut().take(rows).enumerate().for_each(|(r, w)| *w = row(r));
+        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.float(token));
+        PANEL.with_borrow_mut(|panel| {
+            // SAFETY: the path says that AVX2, FMA and F16C were detected.
+            unsafe { panel.multiply(dtype, &w[..rows], &x[..block.len()], values) };
+        });
+        return;
     }
     let mut at = 0;
     while at < block.len() {
