@@ -29,7 +29,16 @@ pub fn telemetry(engine: &Engine, outcome: &Outcome) -> String {
     }
     lines.push(prompt);
     let mut rows = Vec::new();
-    for (node, stage) in nodes.iter().zip(&outcome.telemetry.decode.stages) {
+    let decode = &outcome.telemetry.decode;
+    if nodes.len() > 1 {
+        rows.push(vec![
+            "lap".to_owned(),
+            format!("{} laps", decode.lap_us.count()),
+            format!("lap p50 {}", number(ms(decode.lap_us.p50()), 2, " ms")),
+            format!("p99 {}", number(ms(decode.lap_us.p99()), 2, " ms")),
+        ]);
+    }
+    for (node, stage) in nodes.iter().zip(&decode.stages) {
         rows.push(vec![
             node.name.clone(),
             format!("layers {}..{}", node.layers.start, node.layers.end),
