@@ -87,18 +87,38 @@ impl QuantRows {
     }
 }
 
-/// f32 rows padded with zeros to a whole number of 16 columns. Borrowed when no padding is needed.
-pub(crate) fn padded<'a>(x: &'a [f32], cols: usize, store: &'a mut Vec<f32>) -> &'a [f32] {
-    if cols.is_multiple_of(16) {
-        return x;
+/// 16 columns of one row: a cache line, so that no vector load straddles two.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Line([f32; 16]);
+
+/// f32 rows padded with zeros to a whole number of 16 columns, each beginning on a cache line.
+#[derive(Default)]
+pub(crate) struct FloatRows {
+    lines: Vec<Line>,
+    per_row: usize,
+}
+
+impl FloatRows {
+    /// Copies `x`, `[tokens, cols]`.
+    pub fn fill(&mut self, x: &[f32], cols: usize) {
+        self.per_row = cols.div_ceil(16);
+        self.lines.clear();
+        for row in x.chunks_exact(cols) {
+            let (whole, rest) = row.as_chunks::<16>();
+            self.lines.extend(whole.iter().map(|values| Line(*values)));
+            if !rest.is_empty() {
+                let mut last = [0.0; 16];
+                last[..rest.len()].copy_from_slice(rest);
+                self.lines.push(Line(last));
+            }
+        }
     }
-    let stride = cols.next_multiple_of(16);
-    store.clear();
-    for row in x.chunks_exact(cols) {
-        store.extend_from_slice(row);
-        store.resize(store.len().next_multiple_of(stride), 0.0);
+
+    /// One row, `cols` rounded up to 16 long.
+    pub fn row(&self, token: usize) -> &[f32] {
+        bytemuck::cast_slice(&self.lines[token * self.per_row..(token + 1) * self.per_row])
     }
-    store
 }
 
 #[cfg(test)]

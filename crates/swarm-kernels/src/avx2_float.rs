@@ -19,6 +19,7 @@ const PANEL: usize = 512;
 pub(crate) const TOKENS: usize = 64;
 
 /// A group of 8 float rows times up to 64 tokens. Large: make one per task, not one per call.
+#[repr(C, align(64))]
 pub(crate) struct FloatPanel {
     weights: [[f32; PANEL]; LANES],
     partial: [[[f32; 16]; LANES]; TOKENS],

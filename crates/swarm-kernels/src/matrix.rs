@@ -1,7 +1,7 @@
 //! Weights ready to be multiplied, and the one matmul every projection goes through.
 
 use crate::KernelPath;
-use crate::activation::{QuantRows, padded};
+use crate::activation::{FloatRows, QuantRows};
 use crate::block::dequantize;
 use crate::buffer::Buffer;
 use crate::dtype::{DType, ShapeError};
@@ -127,7 +127,7 @@ pub struct Job<'a> {
 #[derive(Default)]
 pub struct MatmulScratch {
     quantized: QuantRows,
-    padded: Vec<f32>,
+    floats: FloatRows,
 }
 
 /// Multiplies the same activations by several matrices (q, k and v; gate and up) in one parallel part.
@@ -152,12 +152,10 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
     if jobs.iter().any(|job| job.matrix.dtype.is_quantized()) {
         scratch.quantized.fill(path, x, cols);
     }
-    let floats = if jobs.iter().all(|job| job.matrix.dtype.is_quantized()) {
-        &[]
-    } else {
-        padded(x, cols, &mut scratch.padded)
-    };
-    let input = Input { tokens, quantized: &scratch.quantized, floats, stride: cols.next_multiple_of(16) };
+    if jobs.iter().any(|job| !job.matrix.dtype.is_quantized()) {
+        scratch.floats.fill(x, cols);
+    }
+    let input = Input { quantized: &scratch.quantized, floats: &scratch.floats };
     let groups: usize = jobs.iter().map(|job| job.matrix.rows.div_ceil(LANES)).sum();
     // Several tasks per thread, so that a slow core does not hold the others; tasks of a few groups at least.
     let per_task = groups.div_ceil(pool.threads() * 8).clamp(1, 64);
@@ -182,17 +180,8 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
 
 /// The activations of one matmul, in the forms that its matrices read.
 struct Input<'a> {
-    tokens: usize,
     quantized: &'a QuantRows,
-    floats: &'a [f32],
-    stride: usize,
-}
-
-impl Input<'_> {
-    fn float(&self, token: usize) -> &[f32] {
-        debug_assert!(token < self.tokens);
-        &self.floats[token * self.stride..][..self.stride]
-    }
+    floats: &'a FloatRows,
 }
 
 /// Rows `8 * group ..` of one matrix times the tokens of `block`.
@@ -297,7 +286,7 @@ fn float_rows<'a>(
                 let _ = dequantize(matrix.dtype, chunk, &mut values);
                 values
             });
-            *value = float::dot(w, input.float(token));
+            *value = float::dot(w, input.floats.row(token));
         }
         put(token, &values[n][..rows]);
     }
@@ -332,7 +321,7 @@ fn float_rows_avx2<'a>(
         values: &mut [[f32; LANES]],
     ) {
         let w: [_; R] = std::array::from_fn(|i| row(r + i));
-        let x: [_; N] = std::array::from_fn(|n| input.float(token + n));
+        let x: [_; N] = std::array::from_fn(|n| input.floats.row(token + n));
         let mut out = [[0.0; R]; N];
         // SAFETY: the path says that AVX2, FMA and F16C were detected.
         unsafe { crate::avx2_float::float_tile(dtype, &w, &x, &mut out) };
@@ -343,7 +332,7 @@ fn float_rows_avx2<'a>(
     if block.len() >= PANEL_TOKENS {
         let (mut w, mut x): ([&[u8]; LANES], [&[f32]; TOKEN_BLOCK]) = ([&[]; LANES], [&[]; TOKEN_BLOCK]);
         w.iter_mut().take(rows).enumerate().for_each(|(r, w)| *w = row(r));
-        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.float(token));
+        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.floats.row(token));
         PANEL.with_borrow_mut(|panel| {
             // SAFETY: the path says that AVX2, FMA and F16C were detected.
             unsafe { panel.multiply(dtype, &w[..rows], &x[..block.len()], values) };
