@@ -56,13 +56,13 @@ fn checks(root: &Path, deny: bool, steps: &mut Steps, notes: &mut Vec<String>) -
         }
         steps.command(name, &mut command, TEST_LIMIT)
     };
+    run("doc tests", &["test", "--workspace", "--doc", "--quiet"])?;
     if succeeds(cargo(root).args(["nextest", "--version"])) {
-        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])?;
+        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])
     } else {
         eprintln!("cargo nextest is not installed; cargo test runs the tests, without a limit for each one");
-        run("tests (cargo test)", &["test", "--workspace", "--all-targets"])?;
+        run("tests (cargo test)", &["test", "--workspace", "--lib", "--bins", "--tests"])
     }
-    run("doc tests", &["test", "--workspace", "--doc", "--quiet"])
 }
 
 /// `swarm-os` beside the running xtask: both are built in the dev profile.
