@@ -17,6 +17,9 @@ use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES, entry_bytes};
 use crate::quant::segment;
 
+/// How far ahead weights are asked for, in bytes: a few blocks more than the CPU looks ahead by itself.
+const PREFETCH: usize = 2048;
+
 /// The facts of one packed format that a tile is compiled for.
 trait Tile {
     const SCHEME: Scheme;
@@ -132,6 +135,10 @@ unsafe fn add_block<F: Tile, const N: usize>(
             start.add(shape.planes + block * 32 * F::BITS),
         )
     };
+    for line in 0..F::BITS.div_ceil(2) {
+        // Never faults, also beyond the end of the weights.
+        _mm_prefetch::<_MM_HINT_T0>(planes.wrapping_add(PREFETCH + 64 * line).cast());
+    }
     // SAFETY: each entry of the scales stream has at least 16 bytes.
     let pairs = unsafe { _mm_loadu_si128(scales.cast()) };
     // s and t: the multipliers of the two halves and of the two sums, as pairs of i16 per lane.
