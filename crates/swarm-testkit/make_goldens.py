@@ -59,7 +59,9 @@ def shift(name, cols):
     if "embed_tokens" in name:
         return 7
     places = 8 if "lm_head" in name else 9
-    return places + (1 if cols >= 256 and not name.endswith("bias") else 0)
+    if name.endswith("bias"):
+        return places
+    return places + (1 if cols >= 256 else 0) + (2 if cols >= 1024 else 0)
 
 
 def weights(seed, name, shape):

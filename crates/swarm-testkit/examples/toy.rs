@@ -1,7 +1,8 @@
 //! Writes a toy model to a path, for a look with other tools:
 //! `cargo run -p swarm-testkit --example toy -- llama q4_k /tmp/llama.gguf`
-//! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, or a GGUF tensor type). Further arguments change the shape, for
-//! benchmarks: `hidden_size=2048 intermediate_size=5632 num_attention_heads=32 num_key_value_heads=4 layers=4`.
+//! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, a GGUF tensor type, or the mixture q4_k_m). Further arguments
+//! change the shape: `hidden_size=2048 layers=4`. The spec `tinyllama` has the shape of TinyLlama-1.1B already, for
+//! benchmarks; make it with `--release`.
 
 use std::path::Path;
 
@@ -12,7 +13,11 @@ fn main() -> anyhow::Result<()> {
     let [name, kind, path, shape @ ..] = args.as_slice() else {
         anyhow::bail!("usage: toy SPEC TYPE PATH [KEY=NUMBER]...")
     };
-    let (mut model, path) = (toy::spec(name), Path::new(path));
+    let mut model = match name.as_str() {
+        "tinyllama" => toy::tinyllama(22),
+        name => toy::spec(name),
+    };
+    let path = Path::new(path);
     for part in shape {
         let Some((key, value)) = part.split_once('=') else { anyhow::bail!("`{part}` is not KEY=NUMBER") };
         let value: usize = value.parse()?;
@@ -23,6 +28,7 @@ fn main() -> anyhow::Result<()> {
         "hf-f16" => model.write_hf(path, Storage::F16)?,
         "hf-bf16" => model.write_hf(path, Storage::BF16)?,
         "hf-f32-sharded" => model.write_hf(path, Storage::F32.sharded(3))?,
+        "q4_k_m" => model.write_gguf_q4_k_m(path)?,
         kind => {
             let found = GgufType::ALL.into_iter().find(|t| format!("{t:?}").eq_ignore_ascii_case(kind));
             let Some(found) = found else { anyhow::bail!("no tensor type {kind}") };

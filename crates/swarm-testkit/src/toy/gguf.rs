@@ -1,7 +1,7 @@
 //! A toy model as a GGUF v3 file, laid out as llama.cpp's converter does.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use serde_json::Value;
@@ -104,54 +104,133 @@ impl GgufType {
         out
     }
 
-    /// The type a matrix with rows of `cols` gets: itself, or Q8_0 where its blocks do not fit,
+    /// Bytes of `values` encoded values.
+    fn bytes(self, values: usize) -> usize {
+        let block = self.quantizer().map_or(1, |(block, _)| block);
+        values / block * self.encode(&vec![0.0; block]).len()
+    }
+
+    /// The type a tensor of `shape` gets: itself, or Q8_0 where its blocks do not fit the rows,
     /// as llama.cpp falls back too. Vectors are always F32.
-    fn for_tensor(self, tensor: &ToyTensor) -> GgufType {
-        if tensor.shape.len() < 2 {
-            return GgufType::F32;
-        }
-        match self.quantizer() {
-            Some((block, _)) if !tensor.cols().is_multiple_of(block) => GgufType::Q8_0,
+    fn for_shape(self, shape: &[usize]) -> GgufType {
+        let (&[_, cols], quantizer) = (shape, self.quantizer()) else { return GgufType::F32 };
+        match quantizer {
+            Some((block, _)) if !cols.is_multiple_of(block) => GgufType::Q8_0,
             _ => self,
         }
     }
 }
+
+/// One tensor of the file before its values are made.
+struct Planned {
+    /// Hugging Face name, except for `rope_freqs.weight`.
+    name: String,
+    shape: Vec<usize>,
+    kind: GgufType,
+}
+
+/// Values encoded at a time: whole blocks of every type.
+const VALUES_AT_ONCE: usize = 1 << 16;
 
 impl ToyModel {
     /// Writes one GGUF file: metadata, vocabulary, tensors. Matrices have type `matrices` (the
     /// embedding and the head too), norms and biases are F32. In files of architecture `llama`
     /// the rows of q and k are permuted to the interleaved rotary layout, as the converter does.
     ///
+    /// Holds one tensor at a time, as f32.
+    ///
     /// # Errors
     /// When GGUF has no way to say what the model is: a window from a later layer on.
     pub fn write_gguf(&self, path: &Path, matrices: GgufType) -> io::Result<()> {
+        self.write_gguf_mixed(path, matrices, |_| matrices)
+    }
+
+    /// As [`ToyModel::write_gguf`], in the mixture that llama.cpp calls Q4_K_M: the head, and v
+    /// and down projections of half the layers, are Q6_K.
+    ///
+    /// # Errors
+    /// As [`ToyModel::write_gguf`].
+    pub fn write_gguf_q4_k_m(&self, path: &Path) -> io::Result<()> {
+        let layers = self.layers();
+        let more_bits = |name: &str| {
+            let layer: Option<usize> = name.split('.').nth(2).and_then(|layer| layer.parse().ok());
+            let finer = layer.is_some_and(|layer| {
+                let eighth = layers / 8;
+                layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
+            });
+            name.starts_with("lm_head") || (finer && (name.contains("v_proj") || name.contains("down_proj")))
+        };
+        let kind = |name: &str| if more_bits(name) { GgufType::Q6_K } else { GgufType::Q4_K };
+        self.write_gguf_mixed(path, GgufType::Q4_K, kind)
+    }
+
+    /// `file_type` is what the metadata says, `kind` the type of each matrix by its Hugging Face name.
+    fn write_gguf_mixed(
+        &self,
+        path: &Path,
+        file_type: GgufType,
+        kind: impl Fn(&str) -> GgufType,
+    ) -> io::Result<()> {
         if self.flag("use_sliding_window") {
             return Err(io::Error::other(format!(
                 "{}: GGUF cannot express a window of only some layers",
                 self.name
             )));
         }
-        let metadata = self.gguf_metadata(matrices);
-        let tensors: Vec<ToyTensor> = self.gguf_tensors();
+        let metadata = self.gguf_metadata(file_type);
+        let factors = self.rope_factors();
+        let mut shapes = self.shapes();
+        if let Some(factors) = &factors {
+            shapes.insert(0, (ROPE_FACTORS.to_owned(), vec![factors.len()]));
+        }
+        let plan = shapes.into_iter().map(|(name, shape)| {
+            let kind = kind(&name).for_shape(&shape);
+            Planned { name, shape, kind }
+        });
+        let plan: Vec<Planned> = plan.collect();
+
         let mut head = b"GGUF".to_vec();
         head.extend(3u32.to_le_bytes());
-        head.extend((tensors.len() as u64).to_le_bytes());
+        head.extend((plan.len() as u64).to_le_bytes());
         head.extend(metadata.count.to_le_bytes());
         head.extend(metadata.bytes);
-        let mut data = Vec::new();
-        for tensor in &tensors {
-            let kind = matrices.for_tensor(tensor);
-            push_text(&mut head, &tensor.name);
-            head.extend((tensor.shape.len() as u32).to_le_bytes());
-            tensor.shape.iter().rev().for_each(|&axis| head.extend((axis as u64).to_le_bytes()));
+        let mut offset = 0;
+        for Planned { name, shape, kind } in &plan {
+            push_text(&mut head, &gguf_name(name));
+            head.extend((shape.len() as u32).to_le_bytes());
+            shape.iter().rev().for_each(|&axis| head.extend((axis as u64).to_le_bytes()));
             head.extend(kind.codes().0.to_le_bytes());
-            head.extend((data.len() as u64).to_le_bytes());
-            data.extend(kind.encode(&tensor.values));
-            pad(&mut data);
+            head.extend((offset as u64).to_le_bytes());
+            offset += kind.bytes(shape.iter().product()).next_multiple_of(ALIGNMENT);
         }
         pad(&mut head);
-        head.extend(data);
-        fs::write(path, head)
+        let mut file = BufWriter::new(File::create(path)?);
+        file.write_all(&head)?;
+        for Planned { name, shape, kind } in plan {
+            let values = match &factors {
+                Some(factors) if name == ROPE_FACTORS => factors.clone(),
+                _ => self.gguf_values(name, shape),
+            };
+            for values in values.chunks(VALUES_AT_ONCE) {
+                file.write_all(&kind.encode(values))?;
+            }
+            let bytes = kind.bytes(values.len());
+            file.write_all(&[0; ALIGNMENT][..bytes.next_multiple_of(ALIGNMENT) - bytes])?;
+        }
+        file.flush()
+    }
+
+    /// Values of the tensor with this Hugging Face name, q and k permuted where the architecture wants it.
+    fn gguf_values(&self, name: String, shape: Vec<usize>) -> Vec<f32> {
+        let permuted = self.gguf_architecture() == "llama";
+        let tensor = self.make(name, shape);
+        if permuted && tensor.name.contains("q_proj") {
+            interleave(&tensor, self.heads())
+        } else if permuted && tensor.name.contains("k_proj") {
+            interleave(&tensor, self.kv_heads())
+        } else {
+            tensor.values
+        }
     }
 
     fn gguf_architecture(&self) -> &str {
@@ -159,29 +238,6 @@ impl ToyModel {
             "mistral" => "llama",
             other => other,
         }
-    }
-
-    /// Tensors under their GGUF names, with q and k permuted where the architecture wants it.
-    fn gguf_tensors(&self) -> Vec<ToyTensor> {
-        let permuted = self.gguf_architecture() == "llama";
-        let mut tensors: Vec<ToyTensor> = Vec::new();
-        if let Some(values) = self.rope_factors() {
-            tensors.push(ToyTensor {
-                name: "rope_freqs.weight".to_owned(),
-                shape: vec![values.len()],
-                values,
-            });
-        }
-        for mut tensor in self.tensors() {
-            if permuted && tensor.name.contains("q_proj") {
-                tensor.values = interleave(&tensor, self.heads());
-            } else if permuted && tensor.name.contains("k_proj") {
-                tensor.values = interleave(&tensor, self.kv_heads());
-            }
-            tensor.name = gguf_name(&tensor.name);
-            tensors.push(tensor);
-        }
-        tensors
     }
 
     /// The `rope_freqs.weight` of Llama 3 files: what each frequency is divided by.
@@ -233,7 +289,7 @@ impl ToyModel {
             metadata.u32(&format!("{arch}.attention.sliding_window"), self.size("sliding_window") as u32);
         }
         self.rope_metadata(&arch, &mut metadata);
-        vocab_metadata(&mut metadata);
+        vocab_metadata(self.vocab_size(), &mut metadata);
         metadata
     }
 
@@ -258,9 +314,18 @@ impl ToyModel {
     }
 }
 
-fn vocab_metadata(metadata: &mut Metadata) {
-    let tokens = vocab::tokens();
-    let types = (0..tokens.len() as u32).map(|id| if id >= vocab::BOS { 3 } else { 1 }).collect::<Vec<i32>>();
+/// The toy vocabulary, padded with unused entries to the `size` of the embedding.
+fn vocab_metadata(size: usize, metadata: &mut Metadata) {
+    const NORMAL: i32 = 1;
+    const CONTROL: i32 = 3;
+    const UNUSED: i32 = 5;
+    let mut tokens = vocab::tokens();
+    let mut types = vec![NORMAL; tokens.len()];
+    types[vocab::BOS as usize..].fill(CONTROL);
+    for id in tokens.len()..size {
+        tokens.push(format!("<pad{id}>"));
+        types.push(UNUSED);
+    }
     let merges: Vec<String> = vocab::MERGES.iter().map(|(left, right)| format!("{left} {right}")).collect();
     metadata.text("tokenizer.ggml.model", "gpt2");
     metadata.text("tokenizer.ggml.pre", "gpt-2");
@@ -313,6 +378,7 @@ fn interleave(tensor: &ToyTensor, heads: usize) -> Vec<f32> {
 }
 
 const ALIGNMENT: usize = 32;
+const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 fn pad(bytes: &mut Vec<u8>) {
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
@@ -371,5 +437,47 @@ impl Metadata {
     fn i32s(&mut self, key: &str, values: &[i32]) {
         self.array(key, 5, values.len());
         values.iter().for_each(|value| self.bytes.extend(value.to_le_bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{spec, tinyllama};
+    use super::*;
+
+    #[test]
+    fn planned_bytes_are_those_that_encoding_gives() {
+        for kind in GgufType::ALL {
+            assert_eq!(kind.bytes(512), kind.encode(&[0.25; 512]).len(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_larger_vocabulary_is_padded_with_unused_entries() {
+        let mut small = Metadata::default();
+        let mut padded = Metadata::default();
+        vocab_metadata(vocab::VOCAB_SIZE, &mut small);
+        vocab_metadata(tinyllama(1).vocab_size(), &mut padded);
+        assert_eq!(small.count, padded.count);
+        let has = |text: &str| padded.bytes.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(has("<pad264>") && has("<pad31999>") && !has("<pad32000>"));
+    }
+
+    #[test]
+    fn the_mixture_has_a_finer_head() {
+        let folder = tempfile::tempdir().unwrap();
+        let (plain, mixed) = (folder.path().join("plain.gguf"), folder.path().join("mixed.gguf"));
+        let model = spec("llama_k").with_config("tie_word_embeddings", false.into());
+        model.write_gguf(&plain, GgufType::Q4_K).unwrap();
+        model.write_gguf_q4_k_m(&mixed).unwrap();
+        let padded = |kind: GgufType, values: usize| kind.bytes(values).next_multiple_of(ALIGNMENT);
+        let finer = |rows: usize, cols: usize| {
+            padded(GgufType::Q6_K, rows * cols) - padded(GgufType::Q4_K, rows * cols)
+        };
+        let (hidden, kv_rows) = (256, 64);
+        // Of two layers the last is in the finer half.
+        let grown = finer(model.vocab_size(), hidden) + finer(kv_rows, hidden) + finer(hidden, 512);
+        let bytes = |path: &Path| std::fs::metadata(path).unwrap().len() as usize;
+        assert_eq!(bytes(&mixed) - bytes(&plain), grown);
     }
 }

@@ -9,7 +9,7 @@ mod vocab;
 
 use std::fmt;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use gguf::GgufType;
 pub use hf::Storage;
@@ -75,6 +75,30 @@ pub fn spec(name: &str) -> ToyModel {
         seed: spec["seed"].as_u64().expect("a spec has a seed"),
         config: spec["config"].clone(),
     }
+}
+
+/// A model of the shape of TinyLlama-1.1B with `layers` layers (the original has 22), for
+/// benchmarks: its weights are random, and its vocabulary is the toy one, padded to 32000.
+pub fn tinyllama(layers: usize) -> ToyModel {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        // More than the original's 2048, so that long contexts can be measured.
+        "max_position_embeddings": 8192,
+        "vocab_size": 32000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": false,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+    });
+    ToyModel { name: "tinyllama".to_owned(), seed: 1, config }
 }
 
 /// All toy models, in the order of [`NAMES`].
@@ -152,19 +176,19 @@ impl ToyModel {
 
     /// Every tensor of the model, in forward order.
     pub fn tensors(&self) -> Vec<ToyTensor> {
-        self.shapes()
-            .into_iter()
-            .map(|(name, shape)| {
-                let cols = shape.last().copied().unwrap_or(0);
-                let values = formula::weights(self.seed, &name, shape.iter().product(), cols);
-                ToyTensor { name, shape, values }
-            })
-            .collect()
+        self.shapes().into_iter().map(|(name, shape)| self.make(name, shape)).collect()
     }
 
     /// One tensor by its Hugging Face name.
     pub fn tensor(&self, name: &str) -> Option<ToyTensor> {
-        self.tensors().into_iter().find(|tensor| tensor.name == name)
+        let found = self.shapes().into_iter().find(|(known, _)| known == name);
+        found.map(|(name, shape)| self.make(name, shape))
+    }
+
+    fn make(&self, name: String, shape: Vec<usize>) -> ToyTensor {
+        let cols = shape.last().copied().unwrap_or(0);
+        let values = formula::weights(self.seed, &name, shape.iter().product(), cols);
+        ToyTensor { name, shape, values }
     }
 
     fn shapes(&self) -> Vec<(String, Vec<usize>)> {
