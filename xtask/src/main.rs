@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask help` lists them.
 #![forbid(unsafe_code)]
 
+mod bench_peer;
 mod demo;
 mod fetch;
 mod steps;
@@ -18,7 +19,8 @@ cargo xtask fetch              get the default model (SmolLM2-135M-Instruct, 98 
 cargo xtask demo [--nodes N]   answer a prompt over N nodes of this computer (3 when not said)
 cargo xtask test               fetch, tidy, fmt, clippy, then every test; what CI runs
 cargo xtask check              the same, and cargo deny
-cargo xtask tidy               import law, unsafe law, file and function lengths";
+cargo xtask tidy               import law, unsafe law, file and function lengths
+cargo xtask bench-peer ...     compare speed with llama.cpp; --help lists the options";
 
 /// The folder with the workspace's `Cargo.toml`.
 fn root() -> PathBuf {
@@ -34,6 +36,7 @@ fn run(args: &[&str]) -> Result<ExitCode> {
         ["demo", rest @ ..] => demo::demo(&root(), rest),
         ["test"] => test::test(&root(), false),
         ["check"] => test::test(&root(), true),
+        ["bench-peer", rest @ ..] => bench_peer::bench_peer(&root(), rest).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::tidy(&root()).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");

@@ -61,7 +61,8 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn run_within(command: &mut Command, limit: Duration) -> Result<ExitStatus> {
+/// Runs `command` to its end; past `limit` it is killed with all it started.
+pub fn run_within(command: &mut Command, limit: Duration) -> Result<ExitStatus> {
     // Not a process group of its own: Ctrl-C has to reach it.
     let mut child = command.spawn().context("cannot start it")?;
     let deadline = Instant::now() + limit;
