@@ -135,10 +135,7 @@ unsafe fn add_block<F: Tile, const N: usize>(
             start.add(shape.planes + block * 32 * F::BITS),
         )
     };
-    for line in 0..F::BITS.div_ceil(2) {
-        // Never faults, also beyond the end of the weights.
-        _mm_prefetch::<_MM_HINT_T0>(planes.wrapping_add(PREFETCH + 64 * line).cast());
-    }
+    ask_ahead::<F>(planes);
     // SAFETY: each entry of the scales stream has at least 16 bytes.
     let pairs = unsafe { _mm_loadu_si128(scales.cast()) };
     // s and t: the multipliers of the two halves and of the two sums, as pairs of i16 per lane.
@@ -172,11 +169,8 @@ unsafe fn add_block<F: Tile, const N: usize>(
         let both = _mm256_set1_epi32(i32::from(x0 as u16) | (i32::from(x1) << 16));
         let mut scaled = sums[n];
         if F::OFFSET != 0 {
-            let weighted = _mm256_madd_epi16(s, both);
-            scaled = _mm256_sub_epi32(
-                scaled,
-                _mm256_sll_epi32(weighted, _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32)),
-            );
+            let shift = _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32);
+            scaled = _mm256_sub_epi32(scaled, _mm256_sll_epi32(_mm256_madd_epi16(s, both), shift));
         }
         acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(scaled), acc[n]);
         match F::SCHEME {
@@ -190,6 +184,16 @@ unsafe fn add_block<F: Tile, const N: usize>(
                 acc[n] = _mm256_fnmadd_ps(_mm256_mul_ps(m, dx), mins, acc[n]);
             }
         }
+    }
+}
+
+/// Asks for the planes that come [`PREFETCH`] bytes after these.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ask_ahead<F: Tile>(planes: *const u8) {
+    for line in 0..F::BITS.div_ceil(2) {
+        // Never faults, also beyond the end of the weights.
+        _mm_prefetch::<_MM_HINT_T0>(planes.wrapping_add(PREFETCH + 64 * line).cast());
     }
 }
 
