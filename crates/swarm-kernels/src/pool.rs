@@ -119,8 +119,8 @@ impl Pool {
         let f: &(dyn Fn(usize) + Sync) = &f;
         // SAFETY: only the lifetime changes. `run` does not return before the gate is closed and every worker that came
         // in has left, and nobody follows the pointer outside a run.
-        let work =
-            Work(unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(f) });
+        let f_erased: *const (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
+        let work = Work(f_erased);
         // SAFETY: we hold `turn`, and the last run ended with the gate closed and nobody inside.
         unsafe { *shared.work.get() = Some(work) };
         shared.task.store(0, Ordering::Relaxed);

@@ -92,7 +92,11 @@ impl From<NodeError> for Failure {
 
 impl From<swarm_link::IdentityError> for Failure {
     fn from(error: swarm_link::IdentityError) -> Self {
-        NodeError::from(error).into()
+        match error {
+            // What somebody typed, not what this node holds.
+            swarm_link::IdentityError::Text(wrong) => Self::usage(wrong.to_string()),
+            error => NodeError::from(error).into(),
+        }
     }
 }
 

@@ -156,7 +156,7 @@ fn a_worker_of_another_swarm() {
 #[test]
 fn a_secret_that_is_none() {
     let bench = Bench::new();
-    bench.refused(&["secret", "import", "12345"], 1, &["secret"]);
+    bench.refused(&["secret", "import", "12345"], 2, &["secret"]);
     assert!(!bench.home.path().join("swarm.secret").exists());
 }
 
