@@ -77,13 +77,29 @@ pub fn attention<'a>(
         !positions.is_empty() && q.len() == out.len() && q.len().is_multiple_of(head_dim),
         "attention: shapes"
     );
-    #[cfg(target_arch = "x86_64")]
-    if KernelPath::current() == KernelPath::Avx2 {
-        // SAFETY: the path is chosen only where AVX2, FMA and F16C were detected.
-        unsafe { attention_avx2(q, head_dim, scale, positions, page, scratch, out) };
-        return;
+    attention_on(KernelPath::current(), q, head_dim, scale, positions, page, scratch, out);
+}
+
+/// [`attention`] with the kernels named; `path` is available.
+#[allow(clippy::too_many_arguments)]
+fn attention_on<'a>(
+    path: KernelPath,
+    q: &[f32],
+    head_dim: usize,
+    scale: f32,
+    positions: Range<usize>,
+    page: &dyn Fn(usize) -> (KvPage<'a>, KvPage<'a>),
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a path is available only where its instructions, here AVX2, FMA and F16C, were detected.
+        path if path.has_avx2() => unsafe {
+            attention_avx2(q, head_dim, scale, positions, page, scratch, out);
+        },
+        _ => attention_body::<Scalar>(q, head_dim, scale, positions, page, scratch, out),
     }
-    attention_body::<Scalar>(q, head_dim, scale, positions, page, scratch, out);
 }
 
 /// The three inner loops, which each path has of its own.
@@ -315,7 +331,7 @@ mod tests {
         }
     }
 
-    fn run(case: &Case, fast: bool, kv: KvType) -> Vec<u32> {
+    fn run(case: &Case, path: KernelPath, kv: KvType) -> Vec<u32> {
         let bits = |v: &[f32]| v.iter().map(|x| f16::from_f32(*x).to_bits()).collect::<Vec<_>>();
         let (k16, v16, span) = (bits(&case.k), bits(&case.v), TILE * case.head_dim);
         let page = |t: usize| {
@@ -328,11 +344,7 @@ mod tests {
         let mut out = vec![0.0; case.q.len()];
         let (scratch, scale) = (&mut AttentionScratch::default(), 0.25);
         let positions = case.positions.clone();
-        if fast {
-            attention(&case.q, case.head_dim, scale, positions, &page, scratch, &mut out);
-        } else {
-            attention_body::<Scalar>(&case.q, case.head_dim, scale, positions, &page, scratch, &mut out);
-        }
+        attention_on(path, &case.q, case.head_dim, scale, positions, &page, scratch, &mut out);
         out.iter().map(|v| v.to_bits()).collect()
     }
 
@@ -342,16 +354,18 @@ mod tests {
         #[test]
         fn fast_equals_scalar(seed in 0u64..1 << 40, dim in 1usize..70, group in 1usize..4, start in 0usize..90, count in 1usize..200) {
             let case = case(seed, 2 * dim, group, start..start + count);
-            let want = run(&case, false, KvType::F32);
-            prop_assert_eq!(&run(&case, true, KvType::F32), &want);
-            // These keys and values are f16 numbers, so storing them as f16 changes nothing.
-            prop_assert_eq!(&run(&case, true, KvType::F16), &want);
+            let want = run(&case, KernelPath::Scalar, KvType::F32);
+            for path in KernelPath::available() {
+                prop_assert_eq!(&run(&case, path, KvType::F32), &want, "{:?}", path);
+                // These keys and values are f16 numbers, so storing them as f16 changes nothing.
+                prop_assert_eq!(&run(&case, path, KvType::F16), &want, "{:?}", path);
+            }
         }
 
         #[test]
         fn close_to_f64(seed in 0u64..1 << 40, start in 0usize..90, count in 1usize..200) {
             let case = case(seed, 32, 1, start..start + count);
-            let got = run(&case, true, KvType::F32);
+            let got = run(&case, KernelPath::current(), KvType::F32);
             let row = |m: &[f32], j: usize| m[j * 32..(j + 1) * 32].iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
             let score = |j: usize| case.q.iter().zip(row(&case.k, j)).map(|(q, k)| f64::from(*q) * k).sum::<f64>() * 0.25;
             let max = case.positions.clone().map(score).fold(f64::MIN, f64::max);

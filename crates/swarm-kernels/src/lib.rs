@@ -24,6 +24,7 @@ pub mod math;
 mod matrix;
 mod ops;
 mod pack;
+mod path;
 mod pool;
 mod probe;
 mod quant;
@@ -38,53 +39,9 @@ pub use block::dequantize;
 pub use dtype::{DType, ShapeError};
 pub use matrix::{Job, MatmulScratch, Matrix, matmul};
 pub use ops::{add, add_bias, exp_in_place, rms_norm, rope, silu_mul};
+pub use path::{KernelPath, KernelPathError};
 pub use pool::Pool;
 pub use probe::ReadProbe;
 
 /// The version of the numeric contract. Two nodes share an exact ring only if these are equal.
 pub const NUMERICS: &str = "swarm-numerics-1";
-
-/// Which set of kernels this process uses, chosen at run time.
-///
-/// `SWARM_OS_KERNELS=scalar` forces the scalar twins; results are the same, only slower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KernelPath {
-    /// Plain Rust: the definition.
-    Scalar,
-    /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
-}
-
-impl KernelPath {
-    /// The path in use, decided once per process.
-    pub fn current() -> Self {
-        static CHOSEN: std::sync::OnceLock<KernelPath> = std::sync::OnceLock::new();
-        *CHOSEN.get_or_init(|| {
-            if std::env::var("SWARM_OS_KERNELS").is_ok_and(|v| v == "scalar") {
-                Self::Scalar
-            } else {
-                Self::best()
-            }
-        })
-    }
-
-    /// The fastest path this CPU has.
-    pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            return Self::Avx2;
-        }
-        Self::Scalar
-    }
-
-    /// The name `SWARM_OS_KERNELS` uses.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Scalar => "scalar",
-            Self::Avx2 => "avx2",
-        }
-    }
-}

@@ -46,6 +46,9 @@ impl Matrix {
     }
 
     /// As [`Matrix::new`] with the kernels named; for tests that compare paths.
+    ///
+    /// # Panics
+    /// When this CPU cannot run `path`.
     pub fn with_path(
         path: KernelPath,
         dtype: DType,
@@ -53,6 +56,8 @@ impl Matrix {
         cols: usize,
         bytes: &[u8],
     ) -> Result<Self, ShapeError> {
+        // The proof that every `unsafe` call of a path leans on.
+        assert!(path.is_available(), "kernels of another CPU: {}", path.name());
         let row_bytes = dtype.check(rows, cols, bytes.len())?;
         let store = if dtype.is_quantized() && path != KernelPath::Scalar {
             Store::Packed(Packed::new(dtype, rows, cols, bytes))
@@ -272,7 +277,7 @@ fn float_rows<'a>(
 ) {
     let mut values = [[0.0f32; LANES]; TOKEN_BLOCK];
     #[cfg(target_arch = "x86_64")]
-    if matrix.path == KernelPath::Avx2 {
+    if matrix.path.has_avx2() {
         float_rows_avx2(matrix.dtype, &row, rows, input, block.clone(), &mut values);
         block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
         return;

@@ -21,7 +21,7 @@ macro_rules! dispatched {
             }
 
             #[cfg(target_arch = "x86_64")]
-            if KernelPath::current() == KernelPath::Avx2 {
+            if KernelPath::current().has_avx2() {
                 // SAFETY: the path is chosen only where AVX2 and FMA were detected.
                 unsafe { avx2($($arg),*) };
                 return;

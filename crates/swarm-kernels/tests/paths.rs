@@ -1,4 +1,4 @@
-//! Every operation on the forced scalar path equals the path this CPU chose: two processes, one digest.
+//! Every operation on every path of this CPU, forced: one process each, one digest.
 
 use swarm_kernels::{
     AttentionScratch, DType, Job, KernelPath, KvPage, MatmulScratch, Matrix, Pool, TILE, attention,
@@ -70,19 +70,25 @@ fn digest() -> u64 {
     hash
 }
 
+/// Tells a copy of this test that it is to print its digest.
+const CHILD: &str = "SWARM_OS_TEST_DIGEST";
+
 #[test]
-fn the_scalar_path_gives_the_same_bits() {
+fn every_path_gives_the_same_bits() {
     let here = digest();
-    if std::env::var_os("SWARM_OS_KERNELS").is_some() {
-        assert_eq!(KernelPath::current(), KernelPath::Scalar);
-        println!("digest {here:016x}");
+    if std::env::var_os(CHILD).is_some() {
+        println!("digest of {} {here:016x}", KernelPath::current().name());
         return;
     }
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "the_scalar_path_gives_the_same_bits", "--nocapture"])
-        .env("SWARM_OS_KERNELS", "scalar")
-        .output()
-        .unwrap();
-    let output = String::from_utf8_lossy(&child.stdout);
-    assert!(child.status.success() && output.contains(&format!("digest {here:016x}")), "{output}");
+    for path in KernelPath::available() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "every_path_gives_the_same_bits", "--nocapture"])
+            .env("SWARM_OS_KERNELS", path.name())
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&child.stdout);
+        let want = format!("digest of {} {here:016x}", path.name());
+        assert!(child.status.success() && output.contains(&want), "{want}: {output}");
+    }
 }

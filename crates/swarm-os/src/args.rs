@@ -17,9 +17,10 @@ Exit codes:
   130  stopped by Ctrl-C
 
 Environment:
-  SWARM_OS_HOME    folder of this node's identity and secret
-  SWARM_OS_MODELS  folder of models
-  SWARM_OS_LOG     what to log on standard error: error, warn, info, debug";
+  SWARM_OS_HOME     folder of this node's identity and secret
+  SWARM_OS_MODELS   folder of models
+  SWARM_OS_LOG      what to log on standard error: error, warn, info, debug
+  SWARM_OS_KERNELS  the instructions to compute with, for example scalar, avx2, avx512, neon";
 
 /// What `--version` prints: two nodes need the same protocol and the same numerics.
 static VERSION: LazyLock<String> = LazyLock::new(|| {

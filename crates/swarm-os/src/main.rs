@@ -26,7 +26,8 @@ const LOG_VARIABLE: &str = "SWARM_OS_LOG";
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(with_role(std::env::args_os().collect()));
-    match start_log().and_then(|()| interrupt::install()).and_then(|()| dispatch(&cli.command)) {
+    let ready = start_log().and_then(|()| check_kernels()).and_then(|()| interrupt::install());
+    match ready.and_then(|()| dispatch(&cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -44,6 +45,11 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Models(args) => commands::models::models(args),
         Command::Secret(command) => commands::secret::secret(command),
     }
+}
+
+/// Kernels that were asked for and are not to be had are a mistake to hear of before anything starts.
+fn check_kernels() -> Result<(), Failure> {
+    swarm_kernels::KernelPath::chosen().map(|_| ()).map_err(|error| Failure::usage(error.to_string()))
 }
 
 fn start_log() -> Result<(), Failure> {

@@ -78,12 +78,14 @@ proptest! {
             let cols = if dtype.is_quantized() { blocks * dtype.block_len() } else { odd };
             let (w, x) = (weights(dtype, seed, rows, cols), activations(seed, tokens * cols, extreme));
             let want = product(KernelPath::Scalar, 1, dtype, (rows, cols, tokens), &w, &x);
-            let got = product(KernelPath::best(), threads, dtype, (rows, cols, tokens), &w, &x);
-            prop_assert_eq!(&got, &want, "{:?} [{}, {}] x {}", dtype, rows, cols, tokens);
-            // Batch invariance: each token alone.
-            for t in 0..tokens {
-                let alone = product(KernelPath::best(), 1, dtype, (rows, cols, 1), &w, &x[t * cols..(t + 1) * cols]);
-                prop_assert_eq!(&alone[..], &want[t * rows..(t + 1) * rows]);
+            for path in KernelPath::available() {
+                let got = product(path, threads, dtype, (rows, cols, tokens), &w, &x);
+                prop_assert_eq!(&got, &want, "{:?} {:?} [{}, {}] x {}", path, dtype, rows, cols, tokens);
+                // Batch invariance: each token alone.
+                for t in 0..tokens {
+                    let alone = product(path, 1, dtype, (rows, cols, 1), &w, &x[t * cols..(t + 1) * cols]);
+                    prop_assert_eq!(&alone[..], &want[t * rows..(t + 1) * rows], "{:?} {:?}", path, dtype);
+                }
             }
         }
     }
@@ -125,7 +127,7 @@ fn rows_come_back_from_every_layout() {
         let w = weights(dtype, 7, rows, cols);
         let mut want = vec![0.0; rows * cols];
         dequantize(dtype, &w, &mut want).unwrap();
-        for path in [KernelPath::Scalar, KernelPath::best()] {
+        for path in KernelPath::available() {
             let matrix = Matrix::with_path(path, dtype, rows, cols, &w).unwrap();
             let mut row = vec![0.0; cols];
             for r in 0..rows {

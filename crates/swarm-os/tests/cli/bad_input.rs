@@ -90,11 +90,13 @@ fn numbers_that_make_no_sense() {
     run(&["--peer", "nonsense"], &["--peer", "host:port"]);
     run(&["--max-tokens", "0"], &["--max-tokens"]);
     bench.refused(&["verify", "--model", toy.to_str().unwrap()], 2, &["--nodes"]);
-    let mut command = bench.command(&["models"]);
-    let finished =
-        swarm_testkit::Proc::spawn(command.env("SWARM_OS_LOG", "[[")).unwrap().finish(SOON).unwrap();
-    assert_eq!(finished.status.code(), Some(2));
-    assert!(finished.stderr.contains("SWARM_OS_LOG"), "{finished:?}");
+    for (variable, value) in [("SWARM_OS_LOG", "[["), ("SWARM_OS_KERNELS", "fastest")] {
+        let mut command = bench.command(&["models"]);
+        let finished =
+            swarm_testkit::Proc::spawn(command.env(variable, value)).unwrap().finish(SOON).unwrap();
+        assert_eq!(finished.status.code(), Some(2));
+        assert!(finished.stderr.contains(variable) && finished.stderr.contains(value), "{finished:?}");
+    }
 }
 
 #[test]
