@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 
 use swarm_kernels::{KvType, Pool};
 use swarm_model::{KvPool, SampleScratch, Scratch, Segment, SessionKv, Stage, StepError, sample};
-use swarm_wire::{Blame, SegmentHead, SessionId, TokenOut};
+use swarm_ring::{Refusal, SessionBook};
+use swarm_wire::{Blame, Position, SegmentHead, SessionId, TokenOut};
 
 /// Why a session cannot go on.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(crate) struct StageRunner {
     pool: Pool,
     kv: KvPool,
     sessions: BTreeMap<SessionId, Session>,
-    sessions_max: usize,
+    book: SessionBook,
     scratch: Scratch,
     rows: Vec<f32>,
     logits: Vec<f32>,
@@ -52,7 +53,7 @@ impl StageRunner {
             pool,
             kv,
             sessions: BTreeMap::new(),
-            sessions_max,
+            book: SessionBook::new(sessions_max),
             scratch: Scratch::default(),
             rows: Vec::new(),
             logits: Vec::new(),
@@ -80,16 +81,7 @@ impl StageRunner {
         prompt: impl Iterator<Item = u32>,
         logits_hash: bool,
     ) -> Result<(), Failure> {
-        let refuse = |blame, text: String| Err(Failure { session, blame, text });
-        if self.sessions.contains_key(&session) {
-            return refuse(Blame::Peer, format!("{session} is open already"));
-        }
-        if self.sessions.len() >= self.sessions_max {
-            return refuse(
-                Blame::Caller,
-                format!("{} sessions are open, no more were agreed", self.sessions_max),
-            );
-        }
+        self.book.open(session).map_err(|refusal| refused(session, &refusal))?;
         let tail = self.stage.is_tail().then(|| TailSession {
             sampling: sampling_of(sampling),
             history: prompt.collect(),
@@ -101,6 +93,7 @@ impl StageRunner {
 
     /// Forgets a session; an unknown one is not an error, for it may have failed here before.
     pub fn close(&mut self, session: SessionId) {
+        self.book.close(session);
         self.sessions.remove(&session);
         if self.sessions.is_empty() {
             // Nobody needs the pages now: they go back to the system.
@@ -110,13 +103,18 @@ impl StageRunner {
 
     /// Forgets every session: the ring they ran on is gone.
     pub fn close_all(&mut self) {
+        self.book.close_all();
         self.sessions.clear();
         self.kv.trim();
     }
 
     /// Forgets the KV rows and the history from `position` on.
     pub fn truncate(&mut self, session: SessionId, position: usize) -> Result<(), Failure> {
-        let Some(state) = self.sessions.get_mut(&session) else { return Err(unknown(session)) };
+        let kept = Position(u32::try_from(position).unwrap_or(u32::MAX));
+        self.book.truncate(session, kept).map_err(|refusal| refused(session, &refusal))?;
+        let Some(state) = self.sessions.get_mut(&session) else {
+            return Err(refused(session, &Refusal::Unknown(session)));
+        };
         state.kv.truncate(position).map_err(|error| Failure {
             session,
             blame: Blame::Peer,
@@ -150,10 +148,10 @@ impl StageRunner {
     /// rows, and returned; the others are unaffected.
     pub fn forward(&mut self, segments: &mut Vec<SegmentHead>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        self.keep(segments, |runner, head| match runner.sessions.get(&head.session) {
-            Some(_) => true,
-            None => {
-                failures.push(unknown(head.session));
+        self.keep(segments, |runner, head| match runner.book.check(head) {
+            Ok(()) => true,
+            Err(refusal) => {
+                failures.push(refused(head.session, &refusal));
                 false
             }
         });
@@ -182,6 +180,9 @@ impl StageRunner {
             .collect();
         let result = self.stage.forward(&self.pool, &mut batch, &mut self.rows, &mut self.scratch);
         self.sessions.extend(states.into_iter().map(|(head, state)| (head.session, state)));
+        if result.is_ok() {
+            segments.iter().for_each(|head| self.book.grew(head));
+        }
         result
     }
 
@@ -310,8 +311,8 @@ fn sampling_of(wire: &swarm_wire::Sampling) -> swarm_model::Sampling {
     }
 }
 
-fn unknown(session: SessionId) -> Failure {
-    Failure { session, blame: Blame::Peer, text: format!("{session} is not open here") }
+fn refused(session: SessionId, refusal: &Refusal) -> Failure {
+    Failure { session, blame: refusal.blame(), text: refusal.to_string() }
 }
 
 fn failure(session: SessionId, error: &StepError) -> Failure {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_kernels::KvType;
 use swarm_link::{Closer, Connection, LinkSettings, dial};
+use swarm_ring::Gate;
 use swarm_text::Tokenizer;
 use swarm_wire::{
     Blame, Control, DataHello, DataKind, Epoch, Limits, Loading, NextHop, Prepare, Ready, Refused, Stats,
@@ -223,7 +224,7 @@ impl StageBody {
         let mut stage = StageLoop {
             runner,
             limits: self.order.limits,
-            epoch: self.order.epoch,
+            gate: Gate::new(self.order.epoch, self.order.limits),
             id: control::wire_id(self.shared.identity.node_id()),
             downstream,
             counters: self.counters.clone(),

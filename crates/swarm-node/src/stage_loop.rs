@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
+use swarm_ring::Gate;
 use swarm_wire::{
-    DataKind, Epoch, Failed, Frame, FrameHead, FrameKind, FrameView, Hidden, HiddenView, Limits, NodeId,
-    OpenView, SegmentHead, StageTime, Tokens, patch_sent_us, peek,
+    Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId, OpenView, SegmentHead,
+    StageTime, Tokens, patch_sent_us,
 };
 
 use crate::clock::now_us;
@@ -127,7 +128,7 @@ pub(crate) fn receive_frames(mut link: swarm_link::Receiver, limits: &Limits) ->
 pub(crate) struct StageLoop<'a> {
     pub runner: StageRunner,
     pub limits: Limits,
-    pub epoch: Epoch,
+    pub gate: Gate,
     pub id: NodeId,
     pub downstream: Downstream,
     pub counters: Arc<StageCounters>,
@@ -177,21 +178,12 @@ impl StageLoop<'_> {
         Ok(())
     }
 
-    /// Decodes a frame against the agreed limits. `None` for a frame of an older placement, which is counted and
-    /// dropped: after a heal, stragglers must not touch the new KV rows.
-    fn admit<'b>(&self, bytes: &'b [u8]) -> Result<Option<FrameView<'b>>, NodeError> {
-        let head = peek(bytes).map_err(|e| self.broke(&e.to_string()))?;
-        if head.epoch < self.epoch {
-            self.counters.frames_stale.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
-        }
-        if head.epoch > self.epoch {
-            return Err(self.broke("its placement is newer than this stage knows"));
-        }
-        if !head.kind.belongs_on(DataKind::Hidden) || head.kind == FrameKind::Tokens {
-            return Err(self.broke("it sent tokens down the ring"));
-        }
-        FrameView::decode(bytes, &self.limits).map(Some).map_err(|e| self.broke(&e.to_string()))
+    /// Decodes a frame that belongs to this placement and comes when it is due; `None` for a straggler of an older
+    /// one, which must not touch the new KV rows.
+    fn admit<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<FrameView<'b>>, NodeError> {
+        let admitted = self.gate.admit(bytes).map_err(|error| self.broke(&error.to_string()));
+        self.counters.frames_stale.store(self.gate.stale(), Ordering::Relaxed);
+        admitted
     }
 
     /// A batch of hidden rows: the layers over it, and on the tail the head and the sampler.
@@ -273,7 +265,7 @@ impl StageLoop<'_> {
         for failure in failures {
             self.runner.close(failure.session);
             let frame = Frame::Failed(Failed {
-                epoch: self.epoch,
+                epoch: self.gate.epoch(),
                 session: Some(failure.session),
                 blame: failure.blame,
                 from: self.id,

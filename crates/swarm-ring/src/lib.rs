@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod gate;
+mod heartbeat;
 mod partition;
 mod percentiles;
 mod place;
@@ -19,6 +21,8 @@ mod telemetry;
 mod timers;
 
 pub use clock::ClockOffset;
+pub use gate::{Gate, GateError, Refusal, SessionBook};
+pub use heartbeat::{Health, Heartbeat};
 pub use partition::partition;
 pub use percentiles::Percentiles;
 pub use place::{Goal, ModelShape, NodeCapacity, PlaceError, PlacedStage, Placement, place, place_for};

@@ -1,5 +1,6 @@
-//! Toy models, golden files and process helpers. A development dependency only: it knows file
-//! formats and processes, and none of the rooms it helps to test.
+//! Toy models, golden files, process helpers and a simulator. A development dependency only: it
+//! knows file formats and processes, and of the rooms it helps to test only the pure ones, `swarm-wire`
+//! and `swarm-ring`, which the simulator runs.
 //!
 //! - [`toy`]: small models of every family, made from a formula and written as Hugging Face
 //!   folders or GGUF files at test time, so that no weights are committed.
@@ -7,12 +8,14 @@
 //!   `gguf` Python package reads from raw blocks.
 //! - [`Proc`], [`wait_for`], [`NetLab`], [`TempHome`]: real processes and real networks, every
 //!   wait with a deadline, everything cleaned up on drop.
+//! - [`sim`]: whole lives of a swarm on a virtual network, each decided by a seed.
 #![forbid(unsafe_code)]
 
 mod golden;
 mod netlab;
 mod place;
 mod process;
+pub mod sim;
 pub mod toy;
 
 pub use golden::{Golden, QuantVector, golden, quant_vectors};
