@@ -8,10 +8,13 @@
 //!   `gguf` Python package reads from raw blocks.
 //! - [`Proc`], [`wait_for`], [`NetLab`], [`TempHome`]: real processes and real networks, every
 //!   wait with a deadline, everything cleaned up on drop.
+//! - [`lossy`]: a relay that makes the link between two processes as bad as a test needs; also
+//!   the binary `swarm-lossy`.
 //! - [`sim`]: whole lives of a swarm on a virtual network, each decided by a seed.
 #![forbid(unsafe_code)]
 
 mod golden;
+pub mod lossy;
 mod netlab;
 mod place;
 mod process;

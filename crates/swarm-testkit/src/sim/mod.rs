@@ -26,6 +26,7 @@ mod rng;
 mod worker;
 
 pub use life::{Report, Violation, live};
+pub use rng::Rng;
 
 /// A rule broken on purpose, to show that the simulator would notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The one source of chance in a life.
 
-/// SplitMix64: small, fast, and the same everywhere.
+/// Equal seeds give equal numbers. SplitMix64: small, fast, and the same everywhere.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
@@ -12,18 +12,20 @@ pub fn scramble(mut x: u64) -> u64 {
 }
 
 impl Rng {
+    /// The numbers of a seed.
     pub fn new(seed: u64) -> Self {
         Self(scramble(seed ^ 0x9e37_79b9_7f4a_7c15))
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// Any number.
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         scramble(self.0)
     }
 
     /// A number in `0..end`; 0 when there is none.
     pub fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
+        if end == 0 { 0 } else { self.draw() % end }
     }
 
     /// A number in `from..=to`.
@@ -31,6 +33,7 @@ impl Rng {
         from + self.below(to.saturating_sub(from) + 1)
     }
 
+    /// A place in a list of `len`; 0 when it is empty.
     pub fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }

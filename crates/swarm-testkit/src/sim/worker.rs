@@ -105,10 +105,8 @@ impl Worker {
                 }
                 self.started(net);
             }
-            Talk::Release(epoch) => {
-                if self.slot.as_ref().is_some_and(|slot| owns(slot, epoch)) {
-                    self.end(net, false);
-                }
+            Talk::Release(epoch) if self.slot.as_ref().is_some_and(|slot| owns(slot, epoch)) => {
+                self.end(net, false);
             }
             _ => {}
         }
