@@ -17,15 +17,11 @@ use swarm_wire::{
 };
 
 use crate::clock::now_us;
+use crate::deadlines::{EXPLANATION, GRACE, IDLE};
 use crate::error::{NodeError, chain};
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
 use crate::stage_loop::{Inbound, Inbox};
-
-/// Longest wait for the news that explains why a link ended.
-const EXPLANATION: Duration = Duration::from_millis(250);
-/// Every deadline is waited for at least this long, however late it is looked at.
-const GRACE: Duration = Duration::from_millis(50);
 
 /// What the engine's callers ask of the compute thread.
 pub(crate) enum Command {
@@ -40,8 +36,17 @@ pub(crate) enum Command {
 
 /// What a session's owner hears.
 pub(crate) enum SessionNews {
-    Token { token: u32, logits_hash: Option<[u8; 32]>, at_us: u64 },
-    Finished { reason: swarm_ring::FinishReason, telemetry: Box<SessionTelemetry> },
+    Token {
+        token: u32,
+        logits_hash: Option<[u8; 32]>,
+        at_us: u64,
+    },
+    /// A prompt chunk came round.
+    Alive,
+    Finished {
+        reason: swarm_ring::FinishReason,
+        telemetry: Box<SessionTelemetry>,
+    },
 }
 
 /// Laps a session took part in, taken apart.
@@ -87,13 +92,22 @@ pub(crate) struct Coordinator {
     pub ring: Option<Ring>,
     pub room: Room,
     pub commands: Receiver<Command>,
+    /// The layers of each stage, coordinator first: an error names them with the node.
+    pub layers: Vec<std::ops::Range<usize>>,
     /// Why the ring is down, for those who ask later.
     pub fault: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+    down: bool,
     owners: BTreeMap<SessionId, Owner>,
     departed: VecDeque<Departed>,
     plan: StepPlan,
     out: Vec<u8>,
     lap: LapTimes,
+}
+
+/// What outlives the compute thread: whom to place the layers on next, and the numbers that must not start anew.
+pub(crate) struct Remains {
+    pub room: Room,
+    pub scheduler: Scheduler,
 }
 
 /// Whether the loop goes on.
@@ -118,7 +132,9 @@ impl Coordinator {
             ring,
             room,
             commands,
+            layers: Vec::new(),
             fault: std::sync::Arc::default(),
+            down: false,
             owners: BTreeMap::new(),
             departed: VecDeque::new(),
             plan: StepPlan::default(),
@@ -128,7 +144,7 @@ impl Coordinator {
     }
 
     /// Serves until told to stop. A lost ring ends its sessions with an error; later requests are refused with it.
-    pub fn run(mut self) {
+    pub fn run(mut self) -> Remains {
         loop {
             let worked = self.work();
             self.deliver();
@@ -146,6 +162,7 @@ impl Coordinator {
         let text = "the engine was stopped".to_owned();
         self.scheduler.fail(&SessionError::RingLost { blame: Blame::Us, text });
         self.deliver();
+        Remains { room: self.room, scheduler: self.scheduler }
     }
 
     /// Does what there is to do, looking at what has arrived between any two steps.
@@ -174,7 +191,9 @@ impl Coordinator {
         while let Some(inbound) = self.ring.as_ref().and_then(|ring| ring.inbox.frames.try_recv().ok()) {
             self.answer(inbound)?;
         }
-        while let Ok(note) = self.room.notes.try_recv() {
+        while !self.down
+            && let Ok(note) = self.room.notes.try_recv()
+        {
             self.note(note)?;
         }
         while let Ok(command) = self.commands.try_recv() {
@@ -201,16 +220,17 @@ impl Coordinator {
         let now = now_us();
         let deadline = self.scheduler.next_deadline_us();
         // A process that was stopped finds its deadline passed, and the answer that is here not yet decrypted.
-        let within = deadline
-            .map_or(Duration::from_secs(3600), |at| Duration::from_micros(at.saturating_sub(now)).max(GRACE));
+        let within = deadline.map_or(IDLE, |at| Duration::from_micros(at.saturating_sub(now)).max(GRACE));
         let never = crossbeam_channel::never();
         let inbox = self.ring.as_ref().map_or(&never, |ring| &ring.inbox.frames);
+        let silence = crossbeam_channel::never();
+        let notes = if self.down { &silence } else { &self.room.notes };
         select! {
             recv(inbox) -> inbound => match inbound {
                 Ok(inbound) => self.answer(inbound)?,
                 Err(_) => return Err(self.tail_ended()),
             },
-            recv(self.room.notes) -> note => {
+            recv(notes) -> note => {
                 // The channel closes only with the room, which lives as long as this loop.
                 if let Ok(note) = note {
                     self.note(note)?;
@@ -218,8 +238,8 @@ impl Coordinator {
             }
             recv(self.commands) -> command => return Ok(command.map_or(Flow::Stop, |command| self.command(command))),
             default(within) => {
-                if let Some(error) = self.scheduler.tick(now_us()) {
-                    self.take_down(error.to_string());
+                if self.scheduler.overdue(now_us()).is_some() {
+                    return Err(self.overdue(now_us()));
                 }
             }
         }
@@ -366,6 +386,7 @@ impl Coordinator {
             let telemetry = &mut owner.telemetry;
             telemetry.hops_measured &= self.lap.hops_measured;
             if departed.prefill {
+                let _ = owner.events.send(SessionNews::Alive);
                 telemetry.prefill.add(&self.lap);
                 telemetry.prompt_bytes += departed.bytes_out;
             } else {
@@ -405,19 +426,44 @@ impl Coordinator {
     }
 
     fn read(&self, note: Note) -> Result<(), NodeError> {
-        let member = self.room.members.iter().find(|member| member.id() == note.node);
-        let node = member.map_or_else(|| note.node.short(), |member| member.name.clone());
+        // Somebody who is not in this ring is no news to it.
+        let member = self.room.members.iter().position(|member| member.id() == note.node);
+        let Some(node) = member.map(|member| self.label(member)) else { return Ok(()) };
         match note.what {
             NoteKind::Lost(why) => Err(NodeError::Lost { node, what: format!("left the ring: {why}") }),
             NoteKind::Says(message) => match *message {
-                Control::Refused(refused) => {
+                Control::Refused(refused) if refused.epoch.is_none_or(|of| of == self.scheduler.epoch()) => {
                     let reason = crate::error::printable(&refused.reason);
                     Err(NodeError::Refused { node, blame: refused.blame, reason })
                 }
-                Control::Bye => Err(NodeError::Lost { node, what: "left the ring".into() }),
                 _ => Ok(()),
             },
         }
+    }
+
+    /// The `member`-th worker's name and its layers.
+    fn label(&self, member: usize) -> String {
+        let name = self.room.members.get(member).map_or("a worker", |member| &member.name);
+        match self.layers.get(member + 1) {
+            Some(layers) => format!("{name} (layers {}..{})", layers.start, layers.end),
+            None => name.to_owned(),
+        }
+    }
+
+    /// A lap missed its deadline. Who is silent the heartbeats know; a node that answers them is slow.
+    fn overdue(&self, now_us: u64) -> NodeError {
+        let waited = self.scheduler.overdue(now_us).map_or(0, |(_, waited_ms)| waited_ms);
+        let suspects = |suspect: bool| {
+            let members = self.room.members.iter().enumerate();
+            let which = members.filter(|(_, member)| !suspect || member.pulse.is_suspect());
+            which.map(|(index, _)| self.label(index)).collect::<Vec<_>>().join(", ")
+        };
+        let silent = Some(suspects(true)).filter(|names| !names.is_empty());
+        let what = match silent {
+            Some(_) => format!("did not answer for {waited} ms"),
+            None => format!("did not bring a lap back for {waited} ms, though heartbeats are answered"),
+        };
+        NodeError::Lost { node: silent.unwrap_or_else(|| suspects(false)), what }
     }
 
     fn tail_ended(&mut self) -> NodeError {
@@ -427,7 +473,7 @@ impl Coordinator {
 
     /// The data link with the `member`-th worker is gone.
     fn link_ended(&self, member: usize, error: &LinkError) -> NodeError {
-        let node = self.room.members.get(member).map_or_else(String::new, |member| member.name.clone());
+        let node = self.label(member);
         self.explained(NodeError::Lost { node, what: format!("cannot be reached: {}", chain(error)) })
     }
 
@@ -457,15 +503,11 @@ impl Coordinator {
         fault.get_or_insert(why);
         drop(fault);
         self.ring = None;
-        self.room.close_data_links();
+        self.down = true;
         self.runner.close_all();
         self.departed.clear();
-        for member in &self.room.members {
-            let reason = "the ring was lost".to_owned();
-            // Those who are still there forget the stage at once.
-            let _ = member.control.send(&Control::Release { reason });
-        }
-        self.room.notes = crossbeam_channel::never();
+        // Those who are still there forget the stage at once.
+        self.room.release("the ring was lost");
     }
 }
 

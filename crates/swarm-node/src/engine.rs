@@ -1,18 +1,20 @@
 //! The engine: everything above this room sees a model that answers, and nothing of how it is spread.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{bounded, unbounded};
 use swarm_kernels::KvType;
 use swarm_link::Identity;
 use swarm_ring::Placement;
 use swarm_text::{ChatTemplate, Tokenizer};
 use swarm_weights::Checkpoint;
 
-use crate::coordinator::{Command, Coordinator};
+use crate::coordinator::Command;
+use crate::deadlines::ADMISSION;
 use crate::error::NodeError;
-use crate::generation::{Generation, Prompt, Request};
+use crate::generation::{Answering, Generation, Prompt, Request};
+use crate::heal::Live;
 use crate::room::{SearchEvent, WorkerSearch};
 use crate::setup;
 
@@ -98,26 +100,56 @@ pub struct NodeReport {
     pub weight_bytes_per_token: u64,
     /// Shortest control round trip measured lately; `None` for this node itself.
     pub round_trip_us: Option<u64>,
+    /// What its heartbeats say.
+    pub state: NodeState,
+}
+
+/// Whether a node is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodeState {
+    /// It answers heartbeats.
+    #[default]
+    Up,
+    /// It has not answered for a second.
+    Suspect,
+    /// It left, or has not answered for three seconds.
+    Lost,
 }
 
 /// A model ready to answer, on one node or many. Any number of threads may generate at once.
+///
+/// A ring that lost a node is placed anew, on those who are left, when the next answer is asked for; a node that came
+/// back in the meantime takes part again.
 pub struct Engine {
-    commands: Sender<Command>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    info: Arc<Info>,
+    model: Arc<Model>,
+    live: Mutex<Live>,
+    info: RwLock<Arc<Info>>,
 }
 
-/// What a running engine knows and never changes.
-pub(crate) struct Info {
-    pub model_name: String,
+/// What never changes, whoever holds which layers.
+pub(crate) struct Model {
+    pub config: EngineConfig,
+    pub identity: Identity,
+    pub checkpoint: Checkpoint,
     pub fingerprint: [u8; 32],
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub context: usize,
+}
+
+/// What one placement knows and never changes.
+pub(crate) struct Info {
+    pub model: Arc<Model>,
     pub placement: Placement,
     pub nodes: Vec<NodeReport>,
-    pub round_trips: Vec<Arc<crate::room::Pulse>>,
+    pub pulses: Vec<Arc<crate::room::Pulse>>,
     pub fault: Arc<Mutex<Option<String>>>,
+}
+
+impl Info {
+    pub fn fault(&self) -> Option<String> {
+        lock(&self.fault).clone()
+    }
 }
 
 impl Engine {
@@ -130,51 +162,70 @@ impl Engine {
         identity: &Identity,
         observer: EngineObserver<'_>,
     ) -> Result<Self, NodeError> {
-        let assembled = setup::assemble(config, identity, observer)?;
-        let setup::Assembled { runner, scheduler, limits, ring, room, info } = assembled;
-        let (commands, inbox) = unbounded();
-        let mut coordinator = Coordinator::new(runner, scheduler, limits, ring, room, inbox);
-        coordinator.fault = info.fault.clone();
-        let cores = config.cores.clone();
-        let body = move || {
-            crate::machine::pin_caller(cores.as_deref());
-            coordinator.run();
-        };
-        let thread = std::thread::Builder::new()
-            .name("coordinator".into())
-            .spawn(body)
-            .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-        Ok(Self { commands, thread: Some(thread), info: Arc::new(info) })
+        let checkpoint = setup::open_model(&config.model)?;
+        let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
+        let template = ChatTemplate::from_checkpoint(&checkpoint, &tokenizer)?;
+        let context = setup::context(config, &checkpoint)?;
+        let model = Arc::new(Model {
+            fingerprint: checkpoint.fingerprint()?,
+            config: config.clone(),
+            identity: identity.clone(),
+            checkpoint,
+            tokenizer,
+            template,
+            context,
+        });
+        let (live, info) = Live::start(&model, observer)?;
+        Ok(Self { model, live: Mutex::new(live), info: RwLock::new(info) })
+    }
+
+    /// Places the layers anew where that is called for: a node was lost, or one that was lost is back and nobody is
+    /// being answered. True when it did. [`Engine::generate`] does it by itself; a caller who wants to show what
+    /// happens meanwhile calls this first. Takes as long as loading takes.
+    ///
+    /// # Errors
+    /// [`NodeError`] when the layers have no home any more, or the nodes that are left were lost as well; the next
+    /// call tries again.
+    pub fn heal(&self, observer: EngineObserver<'_>) -> Result<bool, NodeError> {
+        let mut live = lock(&self.live);
+        let now = self.now();
+        if now.fault().is_none() && !live.may_grow() {
+            return Ok(false);
+        }
+        let info = live.heal(&self.model, &now, observer)?;
+        *self.info.write().unwrap_or_else(PoisonError::into_inner) = info;
+        Ok(true)
     }
 
     /// Starts an answer. Tokens come as the ring produces them; dropping the generation ends it everywhere.
     ///
     /// # Errors
-    /// A request that can never succeed (empty, too long, parameters out of range), or a ring that is down.
+    /// A request that can never succeed (empty, too long, parameters out of range), or a ring that is down and cannot
+    /// be placed anew. Comes back within the time that takes, or within 130 s of a compute thread that does not answer.
     pub fn generate(&self, request: Request) -> Result<Generation, NodeError> {
         let asked_us = crate::clock::now_us();
         let ids = self.ids(&request.prompt)?;
-        let session = request.session(ids.clone(), &self.info.tokenizer, self.info.context);
+        let session = request.session(ids.clone(), &self.model.tokenizer, self.model.context);
+        self.heal(&|_| {})?;
+        // A ring may be lost between the look at it and the request.
+        let (info, commands, busy) = {
+            let live = lock(&self.live);
+            (self.now(), live.commands.clone(), live.busy.clone())
+        };
         let (events, news) = unbounded();
         let (reply, answer) = bounded(1);
-        let stopped = || NodeError::Stopped(self.fault().unwrap_or_else(|| "it was shut down".into()));
-        self.commands
-            .send(Command::Open { request: Box::new(session), events, reply })
-            .map_err(|_| stopped())?;
-        let session = match answer.recv().map_err(|_| stopped())? {
+        let stopped = || NodeError::Stopped(info.fault().unwrap_or_else(|| "it was shut down".into()));
+        commands.send(Command::Open { request: Box::new(session), events, reply }).map_err(|_| stopped())?;
+        let session = match answer.recv_timeout(ADMISSION).map_err(|_| stopped())? {
             Ok(session) => session,
             Err(swarm_ring::OpenError::RingDown) => return Err(stopped()),
             Err(error) => return Err(NodeError::Request(error.to_string())),
         };
-        Ok(Generation::new(
-            session,
-            self.commands.clone(),
-            news,
-            self.info.clone(),
-            request,
-            ids.len(),
-            asked_us,
-        ))
+        Ok(Generation::new(Answering { session, commands, news, info, busy }, request, ids.len(), asked_us))
+    }
+
+    fn now(&self) -> Arc<Info> {
+        self.info.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The token ids a prompt becomes.
@@ -182,61 +233,62 @@ impl Engine {
     /// # Errors
     /// A text or template the model's tokenizer cannot take.
     pub fn ids(&self, prompt: &Prompt) -> Result<Vec<u32>, NodeError> {
-        prompt.ids(&self.info.tokenizer, self.info.template.as_ref())
+        prompt.ids(&self.model.tokenizer, self.model.template.as_ref())
     }
 
     /// The model's tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.info.tokenizer
+        &self.model.tokenizer
     }
 
     /// The model's name.
     pub fn model_name(&self) -> &str {
-        &self.info.model_name
+        self.model.checkpoint.name()
     }
 
     /// Digest of the model's headers and samples of its weights.
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.info.fingerprint
+        self.model.fingerprint
     }
 
     /// The model has a chat template.
     pub fn can_chat(&self) -> bool {
-        self.info.template.is_some()
+        self.model.template.is_some()
     }
 
     /// Positions a session may have.
     pub fn context(&self) -> usize {
-        self.info.context
+        self.model.context
     }
 
     /// Which layers are where, and why.
-    pub fn placement(&self) -> &Placement {
-        &self.info.placement
+    pub fn placement(&self) -> Placement {
+        self.now().placement.clone()
     }
 
     /// The nodes of the ring, coordinator first.
     pub fn nodes(&self) -> Vec<NodeReport> {
-        let mut nodes = self.info.nodes.clone();
-        for (node, pulse) in nodes.iter_mut().skip(1).zip(&self.info.round_trips) {
-            node.round_trip_us = pulse.clock.lock().unwrap_or_else(PoisonError::into_inner).round_trip_us();
+        let info = self.now();
+        let mut nodes = info.nodes.clone();
+        for (node, pulse) in nodes.iter_mut().skip(1).zip(&info.pulses) {
+            node.round_trip_us = lock(&pulse.clock).round_trip_us();
+            node.state = match (pulse.is_lost(), pulse.is_suspect()) {
+                (true, _) => NodeState::Lost,
+                (false, true) => NodeState::Suspect,
+                (false, false) => NodeState::Up,
+            };
         }
         nodes
     }
 
     /// Why the ring is down; `None` while it is up.
     pub fn fault(&self) -> Option<String> {
-        self.info.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.now().fault()
     }
 }
 
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let _ = self.commands.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A placement that was made but not loaded, for `plan`.

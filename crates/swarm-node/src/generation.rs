@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use swarm_ring::{FinishReason, SessionRequest};
 use swarm_text::{ChatTemplate, Detokenizer, EncodeOptions, Message, RenderOptions, StopStrings, Tokenizer};
 use swarm_wire::{Sampling, SessionId};
 
 use crate::coordinator::{Command, SessionNews, SessionTelemetry};
+use crate::deadlines::ANSWER_SILENT;
 use crate::engine::Info;
 use crate::error::NodeError;
 
@@ -156,6 +157,8 @@ pub struct Generation {
     commands: Sender<Command>,
     news: Receiver<SessionNews>,
     info: Arc<Info>,
+    /// As long as it is held, the ring is not placed anew for a node that came back.
+    busy: Option<Arc<()>>,
     detokenizer: Option<Detokenizer>,
     stop: Option<StopStrings>,
     asked_us: u64,
@@ -167,6 +170,15 @@ pub struct Generation {
     done: bool,
 }
 
+/// A session that the compute thread has taken.
+pub(crate) struct Answering {
+    pub session: SessionId,
+    pub commands: Sender<Command>,
+    pub news: Receiver<SessionNews>,
+    pub info: Arc<Info>,
+    pub busy: Arc<()>,
+}
+
 /// A token and the text that has become certain with it (often one word, sometimes nothing).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -176,16 +188,9 @@ pub struct Piece {
 }
 
 impl Generation {
-    pub(crate) fn new(
-        session: SessionId,
-        commands: Sender<Command>,
-        news: Receiver<SessionNews>,
-        info: Arc<Info>,
-        request: Request,
-        prompt_tokens: usize,
-        asked_us: u64,
-    ) -> Self {
-        let detokenizer = Some(Detokenizer::new(&info.tokenizer, true));
+    pub(crate) fn new(answering: Answering, request: Request, prompt_tokens: usize, asked_us: u64) -> Self {
+        let Answering { session, commands, news, info, busy } = answering;
+        let detokenizer = Some(Detokenizer::new(&info.model.tokenizer, true));
         let outcome = Outcome {
             text: String::new(),
             token_ids: Vec::new(),
@@ -202,6 +207,7 @@ impl Generation {
             commands,
             news,
             info,
+            busy: Some(busy),
             detokenizer,
             stop: Some(StopStrings::new(request.stop)),
             asked_us,
@@ -264,6 +270,7 @@ impl Generation {
 
     fn end(&mut self, reason: FinishReason, telemetry: SessionTelemetry) -> Option<Piece> {
         self.done = true;
+        self.busy = None;
         let mut rest = self.detokenizer.take().map(Detokenizer::finish).unwrap_or_default();
         rest = self.through_stop(&rest);
         let hit = self.stop.is_none();
@@ -296,7 +303,8 @@ impl Iterator for Generation {
     /// Waits for the next token. Ends after the last; [`Generation::outcome`] then says why.
     fn next(&mut self) -> Option<Piece> {
         while !self.done {
-            match self.news.recv() {
+            match self.news.recv_timeout(ANSWER_SILENT) {
+                Ok(SessionNews::Alive) => {}
                 Ok(SessionNews::Token { token, logits_hash, at_us }) => {
                     // Tokens behind a stop text were computed, but are not part of the answer.
                     if self.stop.is_some() {
@@ -304,11 +312,17 @@ impl Iterator for Generation {
                     }
                 }
                 Ok(SessionNews::Finished { reason, telemetry }) => return self.end(reason, *telemetry),
-                Err(_) => {
+                Err(ended) => {
+                    self.cancel();
                     self.done = true;
-                    let fault = self.info.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let why = fault.clone().unwrap_or_else(|| "the engine was stopped".into());
-                    self.outcome.finish = Finish::Error(why);
+                    self.busy = None;
+                    let why = match ended {
+                        RecvTimeoutError::Timeout => {
+                            format!("no news of the answer for {} s; ask again", ANSWER_SILENT.as_secs())
+                        }
+                        RecvTimeoutError::Disconnected => "the engine was stopped".to_owned(),
+                    };
+                    self.outcome.finish = Finish::Error(self.info.fault().unwrap_or(why));
                 }
             }
         }

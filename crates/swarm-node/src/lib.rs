@@ -12,10 +12,13 @@
 pub mod clock;
 mod control;
 mod coordinator;
+pub mod deadlines;
 mod engine;
 mod error;
 mod generation;
+mod heal;
 mod local;
+mod lookout;
 pub mod machine;
 mod room;
 mod runner;
@@ -28,7 +31,8 @@ mod worker;
 pub use control::memory_offered;
 pub use coordinator::SessionTelemetry;
 pub use engine::{
-    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, Plan, open_model, plan, resolve_model,
+    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, Plan, open_model, plan,
+    resolve_model,
 };
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};

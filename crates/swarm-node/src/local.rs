@@ -4,17 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::deadlines::{LOCAL_LEAVE, LOCAL_START};
 use crate::error::NodeError;
-
-/// Longest wait for a worker process to say where it listens.
-const START: Duration = Duration::from_secs(20);
-
-/// Longest wait for a worker to leave when asked to.
-const LEAVE: Duration = Duration::from_secs(2);
 
 /// Child processes running `swarm-os worker`, ended when dropped. Each also ends by itself when its standard input
 /// closes, so that none outlives a coordinator that was killed.
@@ -84,7 +79,8 @@ impl LocalWorkers {
                 }
             }
         })?;
-        let port = port.recv_timeout(START).map_err(|_| lost("did not start; its own message is above"))?;
+        let port =
+            port.recv_timeout(LOCAL_START).map_err(|_| lost("did not start; its own message is above"))?;
         Ok(([127, 0, 0, 1], port).into())
     }
 }
@@ -95,7 +91,7 @@ impl Drop for LocalWorkers {
             // Closing its input asks it to leave; then it is waited for, and ended if it does not.
             drop(child.stdin.take());
         }
-        let deadline = Instant::now() + LEAVE;
+        let deadline = Instant::now() + LOCAL_LEAVE;
         // One that was never listened to is not waited for.
         for ended in &self.ended {
             let _ = ended.recv_deadline(deadline);

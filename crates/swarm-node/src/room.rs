@@ -18,20 +18,17 @@ use swarm_wire::{Control, Hello, NodeId, Ping, Role};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlReceiver, ControlSender};
+use crate::deadlines::{DEAD, HEARTBEAT, SETTLE, SUSPECT, WELCOME};
 use crate::error::{NodeError, chain};
 use crate::worker::spawn;
 
-/// Heartbeats are sent this often.
-const PING_EVERY: Duration = Duration::from_millis(250);
-/// A member that leaves so many in a row without an answer, 3 s of them, is dead. Pings are counted and not time, so
+/// A member that leaves so many heartbeats in a row without an answer is dead. Pings are counted and not time, so
 /// that a coordinator that was stopped itself does not take the others for dead when it goes on.
-const UNANSWERED_MAX: u32 = 12;
+const UNANSWERED_MAX: u32 = (DEAD.as_millis() / HEARTBEAT.as_millis()) as u32;
+/// One that leaves so many is suspected.
+const UNANSWERED_SUSPECT: u32 = (SUSPECT.as_millis() / HEARTBEAT.as_millis()) as u32;
 /// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
 const NOTES_MAX: usize = 256;
-/// Longest wait for one peer to take a connection and say welcome.
-const WELCOME: Duration = Duration::from_secs(4);
-/// After the last newcomer, how long to wait for another.
-const SETTLE: Duration = Duration::from_millis(1200);
 
 /// Whom to look for, and for how long.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +76,20 @@ pub(crate) struct Pulse {
     /// Pings since the last pong.
     unanswered: AtomicU32,
     lost: AtomicBool,
+    /// The ring's links end with this member.
+    in_ring: AtomicBool,
+}
+
+impl Pulse {
+    /// The member is gone: it said so, its link closed, or it did not answer.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Heartbeats went unanswered for a second.
+    pub fn is_suspect(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) > UNANSWERED_SUSPECT
+    }
 }
 
 /// Who is pinged, and what ends with any of them.
@@ -104,7 +115,9 @@ impl Circle {
     fn lose(&self, node: NodeId, pulse: &Pulse, why: String) {
         if !pulse.lost.swap(true, Ordering::Relaxed) {
             let _ = self.notes.send(Note { node, what: NoteKind::Lost(why) });
-            self.close_data_links();
+            if pulse.in_ring.load(Ordering::Relaxed) {
+                self.close_data_links();
+            }
         }
     }
 
@@ -145,6 +158,48 @@ impl Room {
     /// Ends the ring's data links; the members stay.
     pub fn close_data_links(&self) {
         self.circle.close_data_links();
+    }
+
+    /// Lets go of members that are lost, and gives them; what the others said of an earlier placement is forgotten.
+    pub fn without_lost(&mut self) -> Vec<Member> {
+        let (lost, here) = std::mem::take(&mut self.members).into_iter().partition(|m| m.pulse.is_lost());
+        self.members = here;
+        lock(&self.circle.pinged).retain(|pinged| !pinged.pulse.is_lost());
+        while self.notes.try_recv().is_ok() {}
+        lost
+    }
+
+    /// Takes in newcomers, each at its place.
+    pub fn take_in(&mut self, newcomers: Vec<Member>) {
+        newcomers.iter().for_each(|member| member.pulse.in_ring.store(true, Ordering::Relaxed));
+        self.members.extend(newcomers);
+        sort(&mut self.members);
+    }
+
+    /// Lets these go again, with a goodbye. True when any of them was here.
+    pub fn dismiss(&mut self, guests: &[NodeId]) -> bool {
+        let (gone, here): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.members).into_iter().partition(|member| guests.contains(&member.id()));
+        self.members = here;
+        lock(&self.circle.pinged).retain(|pinged| !guests.contains(&pinged.node));
+        for member in &gone {
+            member.pulse.in_ring.store(false, Ordering::Relaxed);
+            let _ = member.control.send(&Control::Bye);
+            member.closer.close();
+        }
+        !gone.is_empty()
+    }
+
+    /// Tells every member to forget its stage and the ring's links to end. Who is lost does not hear it.
+    pub fn release(&self, reason: &str) {
+        self.close_data_links();
+        for member in &self.members {
+            let _ = member.control.send(&Control::Release { reason: reason.to_owned() });
+        }
+    }
+
+    pub fn circle(&self) -> Arc<Circle> {
+        self.circle.clone()
     }
 }
 
@@ -305,8 +360,7 @@ impl<'a> Search<'a> {
                 default(until.saturating_duration_since(Instant::now())) => {}
             }
         }
-        // Ring order must not depend on who answered first.
-        members.sort_by(|a, b| (&a.hello.name, a.hello.node_id).cmp(&(&b.hello.name, b.hello.node_id)));
+        sort(&mut members);
         members
     }
 
@@ -358,6 +412,7 @@ impl<'a> Search<'a> {
         if member.hello.role != Role::Worker || members.iter().any(|known| known.id() == member.id()) {
             return None;
         }
+        member.pulse.in_ring.store(true, Ordering::Relaxed);
         if let Err(error) = follow(&member, receiver, self.circle.clone()) {
             (self.tell)(SearchEvent::Unusable { address: member.name, why: error.chain() });
             return None;
@@ -369,6 +424,11 @@ impl<'a> Search<'a> {
     }
 }
 
+/// Ring order must not depend on who answered first.
+fn sort(members: &mut [Member]) {
+    members.sort_by(|a, b| (&a.hello.name, a.hello.node_id).cmp(&(&b.hello.name, b.hello.node_id)));
+}
+
 fn unreachable(error: &NodeError) -> bool {
     matches!(error, NodeError::Link(error) if matches!(**error, LinkError::Unreachable { .. }))
 }
@@ -378,7 +438,7 @@ fn own_address(error: &NodeError) -> bool {
 }
 
 /// Connects to a peer, says hello, and waits for its welcome.
-fn greet(
+pub(crate) fn greet(
     addresses: &[SocketAddr],
     identity: &Identity,
     own: &Hello,
@@ -405,7 +465,11 @@ fn greet(
 }
 
 /// Reads a member's control connection until it ends, and has it pinged meanwhile.
-fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -> Result<(), NodeError> {
+pub(crate) fn follow(
+    member: &Member,
+    mut receiver: ControlReceiver,
+    circle: Arc<Circle>,
+) -> Result<(), NodeError> {
     let (node, pulse) = (member.id(), member.pulse.clone());
     let (control, closer) = (member.control.clone(), member.closer.clone());
     let pinged = Pinged { node, control, closer: closer.clone(), pulse: pulse.clone() };
@@ -424,6 +488,7 @@ fn follow(member: &Member, mut receiver: ControlReceiver, circle: Arc<Circle>) -
                 Ok(_) if circle.notes.len() > NOTES_MAX => {
                     break "it says more than it was asked for".to_owned();
                 }
+                Ok(Control::Bye) => break "it said goodbye".to_owned(),
                 Ok(message) => {
                     if circle.notes.send(Note { node, what: NoteKind::Says(Box::new(message)) }).is_err() {
                         return;
@@ -446,14 +511,14 @@ fn start_pings(circle: Arc<Circle>, stopped: Receiver<()>) -> Result<(), NodeErr
             let pinged = lock(&circle.pinged).clone();
             for member in pinged {
                 if member.pulse.unanswered.fetch_add(1, Ordering::Relaxed) >= UNANSWERED_MAX {
-                    let silent_ms = PING_EVERY.as_millis() * u128::from(UNANSWERED_MAX);
+                    let silent_ms = HEARTBEAT.as_millis() * u128::from(UNANSWERED_MAX);
                     circle.lose(member.node, &member.pulse, format!("it did not answer for {silent_ms} ms"));
                     member.closer.close();
                 }
                 // A link that is broken is reported by its reading thread.
                 let _ = member.control.send(&Control::Ping(Ping { id, sent_us: now_us() }));
             }
-            match stopped.recv_timeout(PING_EVERY) {
+            match stopped.recv_timeout(HEARTBEAT) {
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}
                 _ => return,
             }

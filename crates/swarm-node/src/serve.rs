@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_kernels::KvType;
@@ -15,22 +15,13 @@ use swarm_wire::{
 };
 
 use crate::control::{self, ControlSender};
+use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN};
 use crate::error::NodeError;
 use crate::machine;
 use crate::runner::StageRunner;
 use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, find_model, load};
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
-
-/// Longest wait for the ring's other connections once the stage is loaded.
-const ASSEMBLY: Duration = Duration::from_secs(600);
-/// Longest wait for the end of the stage before: it may have to finish reading its weights. The coordinator waits a
-/// little longer for news.
-const TURN: Duration = Duration::from_secs(100);
-/// Longest wait for the next stage to take a connection.
-const DIAL: Duration = Duration::from_secs(5);
-/// Longest wait for the next stage to take any bytes of a frame. It may compute a prompt chunk meanwhile.
-const WRITE: Duration = Duration::from_secs(60);
 
 /// What happens to a worker's stage.
 #[derive(Clone, Debug)]
@@ -169,7 +160,7 @@ impl StageBody {
         let why = match served {
             Err(error) if !self.torn_down() => {
                 let reason = error.chain();
-                let refused = Refused::new(error.blame(), &reason);
+                let refused = Refused::new(error.blame(), &reason).of(self.order.epoch);
                 if self.control.send(&Control::Refused(refused)).is_err() {
                     // The coordinator cannot be told; make sure that it notices.
                     coordinator.close();
@@ -187,7 +178,7 @@ impl StageBody {
 
     /// Waits until the stage before this one has given its memory back: both might not fit.
     fn await_turn(&self) -> Result<(), NodeError> {
-        match self.before.as_ref().map(|before| before.recv_timeout(TURN)) {
+        match self.before.as_ref().map(|before| before.recv_timeout(STAGE_TURN)) {
             Some(Err(RecvTimeoutError::Timeout)) => Err(assembly("the end of the stage before it")),
             _ if self.torn_down() => Err(assembly("a ring that was taken down")),
             _ => Ok(()),
@@ -270,7 +261,7 @@ impl StageBody {
         let mut last = Instant::now();
         let mut progress = |done: swarm_model::LoadProgress| {
             let now = Instant::now();
-            if now.duration_since(last) > Duration::from_millis(200) || done.bytes_done == done.bytes_total {
+            if now.duration_since(last) > LOADING_NEWS || done.bytes_done == done.bytes_total {
                 last = now;
                 let swarm_model::LoadProgress { bytes_done, bytes_total } = done;
                 // A coordinator that has gone is noticed by the control thread.
@@ -354,7 +345,7 @@ pub(crate) fn dial_data(
     epoch: Epoch,
     kind: DataKind,
 ) -> Result<Connection, NodeError> {
-    let settings = LinkSettings { write_timeout: WRITE, ..LinkSettings::default() };
+    let settings = LinkSettings { write_timeout: FRAME_WRITE, ..LinkSettings::default() };
     let mut link = dial(&next.addresses, identity, &settings, DIAL)?;
     if control::wire_id(link.peer.node) != next.node_id {
         return Err(NodeError::BadPeer {

@@ -1,19 +1,18 @@
 //! From a configuration to a connected ring, step by step: open, find, place, order, load, connect.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use swarm_link::Identity;
 use swarm_model::{LoadProgress, stage_size};
 use swarm_ring::{ModelShape, NodeCapacity, Placement, Scheduler, SchedulerConfig, Timers, place};
-use swarm_text::{ChatTemplate, Tokenizer};
 use swarm_weights::Checkpoint;
 use swarm_wire::{Control, DataKind, Epoch, Fingerprint, KvType, Limits, NextHop, NodeId, Prepare, Role};
 
 use crate::control;
 use crate::coordinator::Ring;
-use crate::engine::{EngineConfig, EngineEvent, EngineObserver, Info, NodeReport};
+use crate::deadlines::{CONNECTING, LOADING_SILENT};
+use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState};
 use crate::error::NodeError;
 use crate::machine;
 use crate::room::{Member, Note, NoteKind, Room, gather};
@@ -24,19 +23,23 @@ use crate::stage_setup::{StageNeed, StageOrder, kv_positions, link_bytes, load};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
-/// A worker that loads says so several times a second; this much silence is a fault.
-const LOADING_SILENT: Duration = Duration::from_secs(120);
-/// Longest wait for all data connections once every stage is loaded.
-const CONNECTING: Duration = Duration::from_secs(15);
 
-/// Everything the coordinator's thread needs.
+/// A placement that is loaded and connected.
 pub(crate) struct Assembled {
     pub runner: StageRunner,
-    pub scheduler: Scheduler,
     pub limits: Limits,
     pub ring: Option<Ring>,
-    pub room: Room,
-    pub info: Info,
+    pub placement: Placement,
+    pub nodes: Vec<NodeReport>,
+}
+
+/// What a ring is made of, each time.
+pub(crate) struct Ground<'a> {
+    pub config: &'a EngineConfig,
+    pub identity: &'a Identity,
+    pub observer: EngineObserver<'a>,
+    pub model: &'a Checkpoint,
+    pub context: usize,
 }
 
 pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
@@ -61,21 +64,20 @@ fn threads(config: &EngineConfig) -> usize {
     config.threads.unwrap_or_else(machine::cores)
 }
 
+/// What this node says of itself to workers.
+pub(crate) fn own_hello(config: &EngineConfig, identity: &Identity) -> swarm_wire::Hello {
+    let memory = control::memory_offered(config.memory_bytes);
+    let (id, threads) = (own_id(identity), threads(config));
+    control::hello(id, &config.name, Role::Coordinator, threads, memory, config.read_gb_s)
+}
+
 pub(crate) fn find_members(
     config: &EngineConfig,
     identity: &Identity,
     observer: EngineObserver<'_>,
     model: &Checkpoint,
 ) -> Result<Room, NodeError> {
-    let memory = control::memory_offered(config.memory_bytes);
-    let own = control::hello(
-        own_id(identity),
-        &config.name,
-        Role::Coordinator,
-        threads(config),
-        memory,
-        config.read_gb_s,
-    );
+    let own = own_hello(config, identity);
     let mut search = config.search.clone();
     // A node without a layer has nothing to do.
     let layers = model.config().num_hidden_layers;
@@ -129,64 +131,55 @@ pub(crate) fn place_layers(
         read_gb_s: member.hello.read_gb_s,
         cores: member.hello.cores,
     }));
-    Ok(place(&nodes, &shape, config.cut.as_deref())?)
+    // A cut is for so many nodes; with fewer, or more, the layers are placed by speed and memory.
+    let cut = config.cut.as_deref().filter(|cut| cut.len() == nodes.len());
+    Ok(place(&nodes, &shape, cut)?)
 }
 
-/// Does all of it.
-pub(crate) fn assemble(
-    config: &EngineConfig,
-    identity: &Identity,
-    observer: EngineObserver<'_>,
-) -> Result<Assembled, NodeError> {
-    let model = open_model(&config.model)?;
-    let tokenizer = Tokenizer::from_checkpoint(&model)?;
-    let template = ChatTemplate::from_checkpoint(&model, &tokenizer)?;
-    let context = context(config, &model)?;
-    let room = find_members(config, identity, observer, &model)?;
-    let placement = place_layers(config, identity, &model, context, &room)?;
+/// Places the layers on the room's members, has them loaded, and connects the ring under `epoch`.
+pub(crate) fn assemble(ground: &Ground<'_>, room: &Room, epoch: Epoch) -> Result<Assembled, NodeError> {
+    let &Ground { config, identity, observer, model, context } = ground;
+    let placement = place_layers(config, identity, model, context, room)?;
     observer(EngineEvent::Placed(placement.clone()));
-    let assembly = Assembly {
-        config,
-        identity,
-        observer,
-        limits: limits(config, &model, context, placement.stages.len())?,
-        model: &model,
-        context,
-        placement: &placement,
-        epoch: first_epoch(),
-    };
-    assembly.order_stages(&room)?;
+    let limits = limits(config, model, context, placement.stages.len())?;
+    let assembly =
+        Assembly { config, identity, observer, limits, model, context, placement: &placement, epoch };
+    assembly.order_stages(room)?;
     let runner = assembly.load_own()?;
-    let mut nodes = assembly.await_ready(&room)?;
+    let mut nodes = assembly.await_ready(room)?;
     nodes.insert(0, assembly.own_report(&runner));
-    let ring = assembly.connect(&room)?;
-    let scheduler = Scheduler::new(SchedulerConfig {
-        epoch: assembly.epoch,
-        limits: assembly.limits,
+    let ring = assembly.connect(room)?;
+    Ok(Assembled { runner, limits, ring, placement, nodes })
+}
+
+/// The scheduler of a ring's first placement; or the one of earlier placements goes on with this one.
+pub(crate) fn scheduler(
+    config: &EngineConfig,
+    earlier: Option<Scheduler>,
+    epoch: Epoch,
+    parts: &Assembled,
+) -> Result<Scheduler, NodeError> {
+    let failed = |error: swarm_ring::ConfigError| NodeError::Request(crate::error::chain(&error));
+    let frames_in_flight_max = u32::try_from(parts.placement.stages.len() + 1).unwrap_or(u32::MAX);
+    if let Some(mut scheduler) = earlier {
+        scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
+        scheduler.set_frames_in_flight_max(frames_in_flight_max);
+        return Ok(scheduler);
+    }
+    Scheduler::new(SchedulerConfig {
+        epoch,
+        limits: parts.limits,
         sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
         chunk: u32::try_from(config.chunk).unwrap_or(u32::MAX),
-        frames_in_flight_max: u32::try_from(placement.stages.len() + 1).unwrap_or(u32::MAX),
+        frames_in_flight_max,
         timers: Timers::default(),
     })
-    .map_err(|error| NodeError::Request(crate::error::chain(&error)))?;
-    let info = Info {
-        model_name: model.name().to_owned(),
-        fingerprint: model.fingerprint()?,
-        tokenizer,
-        template,
-        context,
-        nodes,
-        round_trips: room.members.iter().map(|member| member.pulse.clone()).collect(),
-        fault: Arc::new(Mutex::new(None)),
-        placement: placement.clone(),
-    };
-    let limits = assembly.limits;
-    Ok(Assembled { runner, scheduler, limits, ring, room, info })
+    .map_err(failed)
 }
 
 /// The number of a coordinator's first placement; it rises from there. Random, because workers tell links by it: one
 /// that a stage of a ring that is no more dials late must not be taken for part of another coordinator's.
-fn first_epoch() -> Epoch {
+pub(crate) fn first_epoch() -> Epoch {
     let random = RandomState::new().build_hasher().finish();
     Epoch(1 + (random as u32 >> 2))
 }
@@ -288,6 +281,7 @@ impl Assembly<'_> {
             bytes_loaded: runner.stage().weight_bytes() as u64,
             weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
             round_trip_us: None,
+            state: NodeState::Up,
         }
     }
 
@@ -301,7 +295,7 @@ impl Assembly<'_> {
                 what: format!("said nothing for {} s while loading", LOADING_SILENT.as_secs()),
             };
             let note = room.notes.recv_deadline(heard + LOADING_SILENT).map_err(|_| silent())?;
-            let (index, member, message) = read_note(room, note)?;
+            let Some((index, member, message)) = read_note(room, note, self.epoch)? else { continue };
             heard = Instant::now();
             match message {
                 Control::Loading(loading) => (self.observer)(EngineEvent::Loading {
@@ -316,6 +310,7 @@ impl Assembly<'_> {
                         bytes_loaded: ready.bytes_loaded,
                         weight_bytes_per_token: ready.weight_bytes_per_token,
                         round_trip_us: None,
+                        state: NodeState::Up,
                     });
                 }
                 _ => {}
@@ -347,7 +342,7 @@ impl Assembly<'_> {
                 let what = "could not connect to its neighbour in time; check that no firewall is between the workers";
                 NodeError::Lost { node, what: what.into() }
             })?;
-            if let (index, _, Control::Started { epoch }) = read_note(room, note)?
+            if let Some((index, _, Control::Started { epoch })) = read_note(room, note, self.epoch)?
                 && epoch == self.epoch
             {
                 started[index] = true;
@@ -378,10 +373,12 @@ fn say(member: &Member, message: &Control) -> Result<(), NodeError> {
     })
 }
 
-/// What a member says, or the error that its news is.
-fn read_note(room: &Room, note: Note) -> Result<(usize, &Member, Control), NodeError> {
-    let unknown = || NodeError::BadPeer { node: note.node.short(), what: "it is not in the ring".into() };
-    let index = room.members.iter().position(|member| member.id() == note.node).ok_or_else(unknown)?;
+/// What a member says, or the error that its news is. Nothing, when it is of an earlier placement or of somebody who is
+/// not in this one.
+fn read_note(room: &Room, note: Note, epoch: Epoch) -> Result<Option<(usize, &Member, Control)>, NodeError> {
+    let Some(index) = room.members.iter().position(|member| member.id() == note.node) else {
+        return Ok(None);
+    };
     let member = &room.members[index];
     let node = member.name.clone();
     match note.what {
@@ -389,12 +386,12 @@ fn read_note(room: &Room, note: Note) -> Result<(usize, &Member, Control), NodeE
             Err(NodeError::Lost { node, what: format!("was lost while it loaded: {why}") })
         }
         NoteKind::Says(message) => match *message {
+            Control::Refused(refused) if refused.epoch.is_some_and(|of| of != epoch) => Ok(None),
             Control::Refused(refused) => {
                 let reason = crate::error::printable(&refused.reason);
                 Err(NodeError::Refused { node, blame: refused.blame, reason })
             }
-            Control::Bye => Err(NodeError::Lost { node, what: "left while it loaded".into() }),
-            message => Ok((index, member, message)),
+            message => Ok(Some((index, member, message))),
         },
     }
 }

@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener};
@@ -15,14 +14,10 @@ use swarm_wire::{Blame, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, H
 
 use crate::clock::now_us;
 use crate::control::{self, ControlFault, ControlReceiver, ControlSender};
+use crate::deadlines::{COORDINATOR_SILENT, FIRST_MESSAGE};
 use crate::error::NodeError;
 use crate::machine;
 use crate::serve::{StageEvent, StageHandle};
-
-/// Longest wait for a connection's first message.
-const FIRST_MESSAGE: Duration = Duration::from_secs(5);
-/// A coordinator pings four times a second; after this much silence it is gone.
-const COORDINATOR_SILENT: Duration = Duration::from_secs(8);
 
 /// Connections served at once: each has a thread. A coordinator has one, a stage that is being connected two more.
 const CONNECTIONS_MAX: usize = 64;
@@ -348,7 +343,10 @@ fn control_loop(
             }
             Control::Prepare(order) => match prepare(shared, sender, &order, owner, closer) {
                 Ok(()) => Ok(()),
-                Err(error) => sender.send(&Control::Refused(Refused::new(error.blame(), &error.chain()))),
+                Err(error) => {
+                    let refused = Refused::new(error.blame(), &error.chain()).of(order.epoch);
+                    sender.send(&Control::Refused(refused))
+                }
             },
             Control::Start { epoch } => {
                 if let Some(slot) = &*lock(&shared.slot)

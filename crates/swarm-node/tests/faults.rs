@@ -79,12 +79,13 @@ fn a_stopped_worker_is_noticed_though_its_socket_is_full() {
     puppet.stop();
     let stopped = Instant::now();
     // Every request sends its prompt, so that soon no more fits into the socket and a send waits.
-    while engine.fault().is_none() && stopped.elapsed() < Duration::from_secs(20) {
+    let first = engine.generate(common::request_of(480, 1)).unwrap();
+    while engine.nodes().len() == 2 && stopped.elapsed() < Duration::from_secs(20) {
         let _ = engine.generate(common::request_of(480, 1));
     }
-    let fault = engine.fault().expect("a ring that is down");
-    assert!(stopped.elapsed() < Duration::from_secs(5), "{:?}: {fault}", stopped.elapsed());
-    assert!(fault.contains("puppet"), "{fault}");
+    let Finish::Error(fault) = first.finish().finish else { panic!("the puppet cannot answer") };
+    assert!(stopped.elapsed() < Duration::from_secs(6), "{:?}: {fault}", stopped.elapsed());
+    assert!(fault.contains("puppet") && fault.contains("layers 1..2"), "{fault}");
 }
 
 #[test]
@@ -275,6 +276,8 @@ fn a_lost_worker_is_named_wherever_it_stood() {
         let outcome = generation.finish();
         let Finish::Error(why) = outcome.finish else { panic!("{lost}: {:?}", outcome.finish) };
         assert!(why.contains(&format!("worker{lost}-")), "{lost}: {why}");
+        let layers = format!("layers {}..{}", lost + 1, lost + 2);
+        assert!(why.contains(&layers), "{lost}: {why}");
     }
 }
 

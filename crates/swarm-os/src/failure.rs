@@ -51,6 +51,11 @@ impl Failure {
         self.code == Code::Usage
     }
 
+    /// Nobody listens any more, or the user wants to leave: not even a console goes on.
+    pub fn is_final(&self) -> bool {
+        matches!(self.code, Code::Done | Code::Interrupted)
+    }
+
     /// Prints the error line, if there is one, and gives the exit code.
     pub fn report(&self) -> ExitCode {
         if let Some(text) = &self.text {

@@ -26,7 +26,9 @@ pub use heartbeat::{Health, Heartbeat};
 pub use partition::partition;
 pub use percentiles::Percentiles;
 pub use place::{Goal, ModelShape, NodeCapacity, PlaceError, PlacedStage, Placement, place, place_for};
-pub use scheduler::{Action, ConfigError, Counters, Event, LapError, Scheduler, SchedulerConfig, StepPlan};
+pub use scheduler::{
+    Action, ConfigError, Counters, Event, LapError, ReplayPoint, Scheduler, SchedulerConfig, StepPlan,
+};
 pub use session::{FinishReason, OpenError, SessionError, SessionRequest};
 pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry};
 pub use timers::Timers;

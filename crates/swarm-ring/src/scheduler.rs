@@ -56,6 +56,20 @@ pub enum Action {
     Close(SessionId),
 }
 
+/// A session as another placement could go on with it: feed `tokens` to empty KV rows, and the next one sampled is
+/// the one the user waits for. Sampling is keyed by seed and position, so it is the same token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReplayPoint<'a> {
+    /// Which session.
+    pub session: SessionId,
+    /// All known ids, prompt first. Those after the prompt were shown.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt.
+    pub prompt_len: usize,
+    /// How the tail samples.
+    pub sampling: swarm_wire::Sampling,
+}
+
 /// One frame's worth of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
@@ -525,6 +539,22 @@ impl Scheduler {
         Ok(true)
     }
 
+    /// The next placement has another number of stages: frames on their way at once.
+    pub fn set_frames_in_flight_max(&mut self, frames: u32) {
+        self.config.frames_in_flight_max = frames.max(1);
+    }
+
+    /// Where every live session stands: what a placement that goes on with it would have to compute again. A ring
+    /// that fails ends them all today, so ask before [`Scheduler::fail`].
+    pub fn replay_points(&self) -> impl Iterator<Item = ReplayPoint<'_>> {
+        self.sessions.iter().map(|(&session, state)| ReplayPoint {
+            session,
+            tokens: &state.tokens,
+            prompt_len: state.prompt_len,
+            sampling: state.sampling,
+        })
+    }
+
     /// When [`Scheduler::tick`] must be called at the latest; `None` while nothing is in flight.
     pub fn next_deadline_us(&self) -> Option<u64> {
         let lap = self.flight.front()?;
@@ -536,14 +566,19 @@ impl Scheduler {
         lap.sent_us.max(self.answered_us)
     }
 
-    /// Ends the ring when a lap is overdue, and gives the reason that all its sessions ended with.
-    pub fn tick(&mut self, now_us: u64) -> Option<SessionError> {
+    /// The lap that is overdue, and how many milliseconds it was waited for.
+    pub fn overdue(&self, now_us: u64) -> Option<(u64, u64)> {
         if now_us < self.next_deadline_us()? {
             return None;
         }
         let lap = self.flight.front()?;
-        let waited_ms = now_us.saturating_sub(self.waited_from_us(lap)) / 1000;
-        let error = SessionError::NodeSilent { lap: lap.lap, waited_ms };
+        Some((lap.lap, now_us.saturating_sub(self.waited_from_us(lap)) / 1000))
+    }
+
+    /// Ends the ring when a lap is overdue, and gives the reason that all its sessions ended with.
+    pub fn tick(&mut self, now_us: u64) -> Option<SessionError> {
+        let (lap, waited_ms) = self.overdue(now_us)?;
+        let error = SessionError::NodeSilent { lap, waited_ms };
         self.fail(&error);
         Some(error)
     }

@@ -216,12 +216,22 @@ pub struct Refused {
     pub blame: Blame,
     /// What happened, to what, and what to do; escape before printing.
     pub reason: String,
+    /// The placement whose stage cannot go on; absent when no stage is meant. A refusal of an older placement is no
+    /// news to the next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
 }
 
 impl Refused {
     /// A refusal that always fits: a longer reason is cut at [`REASON_CHARS_MAX`] characters.
     pub fn new(blame: Blame, reason: &str) -> Self {
-        Self { blame, reason: reason.chars().take(REASON_CHARS_MAX).collect() }
+        Self { blame, reason: reason.chars().take(REASON_CHARS_MAX).collect(), epoch: None }
+    }
+
+    /// The same, about the stage of a placement.
+    pub fn of(mut self, epoch: Epoch) -> Self {
+        self.epoch = Some(epoch);
+        self
     }
 }
 

@@ -125,7 +125,9 @@ fn any_control() -> impl Strategy<Value = Control> {
         }),
         any::<u32>().prop_map(|epoch| Control::Start { epoch: Epoch(epoch) }),
         any::<u32>().prop_map(|epoch| Control::Started { epoch: Epoch(epoch) }),
-        (blame, ".{0,200}").prop_map(|(blame, reason)| Control::Refused(Refused { blame, reason })),
+        (blame, ".{0,200}", any::<Option<u32>>()).prop_map(|(blame, reason, epoch)| {
+            Control::Refused(Refused { blame, reason, epoch: epoch.map(Epoch) })
+        }),
         (any::<u64>(), time()).prop_map(|(id, sent_us)| Control::Ping(Ping { id, sent_us })),
         (any::<u64>(), time(), time()).prop_map(|(id, sent_us, node_us)| Control::Pong(Pong {
             id,
@@ -208,7 +210,7 @@ fn every_kind_is_known_to_the_decoder() {
         Control::Ready(Ready { epoch: Epoch(1), bytes_loaded: 1, weight_bytes_per_token: 1 }),
         Control::Start { epoch: Epoch(1) },
         Control::Started { epoch: Epoch(1) },
-        Control::Refused(Refused { blame: Blame::Caller, reason: "no".into() }),
+        Control::Refused(Refused::new(Blame::Caller, "no").of(Epoch(1))),
         Control::Ping(Ping { id: 1, sent_us: 2 }),
         Control::Pong(Pong { id: 1, sent_us: 2, node_us: 3 }),
         Control::StatsRequest { id: 4 },

@@ -1,8 +1,8 @@
 //! Peers that follow the protocol by hand, so that a test can stop in the middle of it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -10,7 +10,7 @@ use swarm_link::{Connection, Identity, LinkSettings, Listener, dial};
 use swarm_weights::Checkpoint;
 use swarm_wire::{
     CONTROL_BYTES_MAX, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType, Limits, NodeId, Pong,
-    Prepare, Ready, Role, Stats,
+    Prepare, Ready, Refused, Role, Stats,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -73,6 +73,8 @@ pub struct Puppet {
     /// Links for tokens that the coordinator has not closed.
     pub open: Arc<AtomicUsize>,
     mute: Arc<AtomicBool>,
+    gives_up: Arc<AtomicBool>,
+    heard: Arc<Mutex<Vec<Control>>>,
     _alive: Sender<()>,
 }
 
@@ -90,6 +92,7 @@ impl Puppet {
         let (alive, dead) = bounded(0);
         let (pings, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mute = Arc::<AtomicBool>::default();
+        let (gives_up, heard) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Control>>>::default());
         let body = PuppetBody {
             hello: hello(&own, name, Role::Worker),
             chatter,
@@ -97,9 +100,30 @@ impl Puppet {
             pings: pings.clone(),
             open: open.clone(),
             mute: mute.clone(),
+            gives_up: gives_up.clone(),
+            heard: heard.clone(),
         };
         std::thread::spawn(move || body.accept(&listener));
-        Self { address, pings, open, mute, _alive: alive }
+        Self { address, pings, open, mute, gives_up, heard, _alive: alive }
+    }
+
+    /// Says once that its stage cannot go on.
+    pub fn give_up(&self) {
+        self.gives_up.store(true, Ordering::SeqCst);
+    }
+
+    /// What it was told, except pings.
+    pub fn told(&self) -> Vec<Control> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// The placements it was given a stage of.
+    pub fn orders(&self) -> Vec<Epoch> {
+        let epoch = |message: Control| match message {
+            Control::Prepare(order) => Some(order.epoch),
+            _ => None,
+        };
+        self.told().into_iter().filter_map(epoch).collect()
     }
 
     /// From now on it reads and answers nothing, and its sockets stay open.
@@ -116,6 +140,8 @@ struct PuppetBody {
     pings: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
     mute: Arc<AtomicBool>,
+    gives_up: Arc<AtomicBool>,
+    heard: Arc<Mutex<Vec<Control>>>,
 }
 
 impl PuppetBody {
@@ -149,8 +175,19 @@ impl PuppetBody {
         }
         let mut talk = Talk::new(link);
         talk.say(&Control::Welcome(self.hello.clone()));
+        let mut epoch = None;
         while !self.mute.load(Ordering::SeqCst) {
-            match talk.hear(Duration::from_millis(20)) {
+            if epoch.is_some() && self.gives_up.swap(false, Ordering::SeqCst) {
+                let refused = Refused::new(swarm_wire::Blame::Us, "it gives up on purpose");
+                talk.say(&Control::Refused(Refused { epoch, ..refused }));
+            }
+            let heard = talk.hear(Duration::from_millis(20));
+            if let Ok(message) = &heard
+                && !matches!(message, Control::Ping(_))
+            {
+                self.heard.lock().unwrap().push(message.clone());
+            }
+            match heard {
                 Ok(Control::Ping(ping)) => {
                     self.pings.fetch_add(1, Ordering::SeqCst);
                     if !self.mute.load(Ordering::SeqCst) {
@@ -158,6 +195,7 @@ impl PuppetBody {
                     }
                 }
                 Ok(Control::Prepare(order)) => {
+                    epoch = Some(order.epoch);
                     // Many at once, while the coordinator is busy with its own layers.
                     (0..self.chatter)
                         .for_each(|id| talk.say(&Control::Stats(Stats { id, ..Stats::default() })));

@@ -53,6 +53,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     ))?;
     let mut console = Console {
         engine,
+        progress: &progress,
         template,
         messages: Vec::new(),
         system: args.answer.system.as_deref().map(Message::system),
@@ -136,6 +137,7 @@ fn private_file(path: &Path) -> Option<PathBuf> {
 
 struct Console<'a> {
     engine: &'a Engine,
+    progress: &'a Progress,
     /// Sampling and limits of every answer.
     template: Request,
     messages: Vec<Message>,
@@ -168,6 +170,10 @@ impl Console<'_> {
     }
 
     fn ask(&mut self, question: &str) -> Result<(), Failure> {
+        if let Err(failure) = self.heal() {
+            text::note(&format!("{failure}; ask again when that node is back, or leave and start anew"));
+            return Ok(());
+        }
         self.messages.push(Message::user(question));
         let request = Request { prompt: Prompt::Chat(self.messages.clone()), ..self.template.clone() };
         let out = AnswerOut::new();
@@ -180,14 +186,37 @@ impl Console<'_> {
                 text::note(&format!("{failure}; /reset starts a new conversation"));
                 return Ok(());
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => return self.survive(failure),
         };
         text::say("")?;
-        run::check(self.engine, &outcome)?;
+        if let Err(failure) = run::check(self.engine, &outcome) {
+            return self.survive(failure);
+        }
         self.messages.push(Message::assistant(&outcome.text));
         let telemetry = answer::telemetry(self.engine, &outcome);
         text::say(&telemetry)?;
         self.last = Some(telemetry);
+        Ok(())
+    }
+
+    /// The ring is placed anew where a node was lost or is back, and its user sees it.
+    fn heal(&self) -> Result<(), Failure> {
+        let healed = self.engine.heal(&|event| self.progress.event(event));
+        self.progress.clear();
+        if healed? {
+            text::note("the layers were placed anew");
+            text::say(&answer::nodes(self.engine))?;
+        }
+        Ok(())
+    }
+
+    /// An answer that ended in an error leaves the conversation as it was before the question.
+    fn survive(&mut self, failure: Failure) -> Result<(), Failure> {
+        if failure.is_final() {
+            return Err(failure);
+        }
+        self.messages.pop();
+        text::note(&failure.to_string());
         Ok(())
     }
 }

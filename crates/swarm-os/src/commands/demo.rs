@@ -23,7 +23,7 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let engine = &running.engine;
     let names: Vec<String> = engine.nodes().into_iter().map(|node| node.name).collect();
     text::say(&format!("{} over {} nodes", text::line(engine.model_name()), names.len()))?;
-    text::say(&format!("{}\n", text::placement(engine.placement(), &names)))?;
+    text::say(&format!("{}\n", text::placement(&engine.placement(), &names)))?;
     let prompt = settings::prompt(args.prompt.clone(), None, !engine.can_chat());
     let request = request(prompt, args.max_tokens);
     text::say(&format!("> {}", text::line(&args.prompt)))?;

@@ -93,7 +93,7 @@ impl Receipt {
             logits_hash_single: logits(single),
             logits_hash_ring: logits(ring),
             nodes: engine.nodes().into_iter().map(|node| node.name).collect(),
-            placement: engine.placement().clone(),
+            placement: engine.placement(),
             numerics: swarm_kernels::NUMERICS,
         }
     }

@@ -76,7 +76,7 @@ impl Progress {
 
     /// Removes the bars.
     pub fn clear(&self) {
-        for bar in self.nodes.borrow_mut().values() {
+        for bar in std::mem::take(&mut *self.nodes.borrow_mut()).values() {
             bar.finish_and_clear();
         }
         // A terminal that cannot be cleared shows bars a little longer.

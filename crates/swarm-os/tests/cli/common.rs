@@ -76,9 +76,26 @@ impl Bench {
 
     /// A worker of this computer and its address.
     pub fn worker(&self, name: &str, model: &Path) -> (Proc, String) {
-        let model = model.to_str().unwrap();
-        let mut worker =
-            self.start(&["worker", "--local", "--json", "--name", name, "--threads", "1", "--model", model]);
+        self.worker_at(name, model, 0)
+    }
+
+    /// The same at a port, 0 for any.
+    pub fn worker_at(&self, name: &str, model: &Path, port: u16) -> (Proc, String) {
+        let (model, port) = (model.to_str().unwrap(), port.to_string());
+        let args = [
+            "worker",
+            "--local",
+            "--json",
+            "--name",
+            name,
+            "--threads",
+            "1",
+            "--port",
+            &port,
+            "--model",
+            model,
+        ];
+        let mut worker = self.start(&args);
         let waiting = worker.expect(SOON, "\"waiting\"").unwrap();
         (worker, format!("127.0.0.1:{}", event(&waiting)["port"]))
     }

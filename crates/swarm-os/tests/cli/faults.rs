@@ -85,6 +85,73 @@ fn a_worker_that_stops_answering_is_given_up() {
     lost(run, "there");
 }
 
+/// A console over workers at `peers`.
+fn console(bench: &Bench, peers: &[&str]) -> Proc {
+    let model = model();
+    let mut args = vec!["chat", "--no-discovery", "--max-tokens", "40", "--model", model.to_str().unwrap()];
+    peers.iter().for_each(|peer| args.extend(["--peer", peer]));
+    let workers = peers.len().to_string();
+    args.extend(["--workers", &workers]);
+    let mut chat = bench.start(&args);
+    chat.expect(SOON, &format!("{} nodes", peers.len() + 1)).unwrap();
+    chat
+}
+
+/// Asks and waits for the whole answer.
+fn ask(chat: &mut Proc) {
+    chat.say("What is the capital of France?").unwrap();
+    chat.expect(SOON, "tok/s, first token after").unwrap();
+}
+
+/// A worker that dies of `signal` in the middle of an answer: the console names it, goes on with those who are left,
+/// and takes it in again when it is back.
+fn console_survives(signal: &str) {
+    let bench = Bench::new();
+    let (mut middle, first) = bench.worker("b-middle", &model());
+    let (mut tail, second) = bench.worker("c-tail", &model());
+    let mut chat = console(&bench, &[&first, &second]);
+    chat.say("What is the capital of France?").unwrap();
+    middle.expect(SOON, "\"step\"").unwrap();
+    middle.signal(signal).unwrap();
+    let since = Instant::now();
+    let told = chat.expect(NOTICED, "the ring was lost").unwrap();
+    assert!(since.elapsed() < NOTICED);
+    assert!(told.contains("b-middle-") && told.contains("layers "), "{told}");
+    // The worker that is left forgets the session at once.
+    tail.expect(SOON, "\"ended\"").unwrap();
+    chat.say("/nodes").unwrap();
+    ask(&mut chat);
+    tail.expect(SOON, "\"step\"").unwrap();
+    assert!(chat.output().contains("placed anew"), "{}", chat.output());
+    let (mut middle, _) = if signal == "STOP" {
+        middle.signal("CONT").unwrap();
+        (middle, first)
+    } else {
+        middle.kill();
+        let port = first.rsplit(':').next().unwrap().parse().unwrap();
+        bench.worker_at("b-middle", &model(), port)
+    };
+    // It is seen within a second or two, and used from the next prompt on.
+    middle.expect(SOON, "\"joined\"").unwrap();
+    swarm_testkit::wait_for(SOON, "an answer over all three", || {
+        ask(&mut chat);
+        middle.output().rsplit("\"joined\"").next().unwrap().contains("\"step\"")
+    })
+    .unwrap();
+    chat.say("exit").unwrap();
+    assert!(chat.wait(SOON).unwrap().success());
+}
+
+#[test]
+fn the_console_survives_a_worker_that_is_killed() {
+    console_survives("KILL");
+}
+
+#[test]
+fn the_console_survives_a_worker_that_is_stopped() {
+    console_survives("STOP");
+}
+
 #[test]
 fn ctrl_c_ends_an_answer() {
     let bench = Bench::new();

@@ -1,0 +1,172 @@
+//! Every wait of this room, in one table. `docs/deadlines.md` shows it, with the waits of the rooms below; a test
+//! compares the two.
+
+use std::time::Duration;
+
+/// A wait that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Its name in the code.
+    pub name: &'static str,
+    /// How long.
+    pub within: Duration,
+    /// What is waited for, and what happens when it does not come.
+    pub what: &'static str,
+}
+
+macro_rules! deadlines {
+    ($($(#[doc = $doc:literal])+ $name:ident = $ms:expr;)*) => {
+        $($(#[doc = $doc])+ pub(crate) const $name: Duration = Duration::from_millis($ms);)*
+
+        /// The table.
+        pub const TABLE: &[Deadline] = &[$(
+            Deadline { name: stringify!($name), within: $name, what: concat!($($doc),+) },
+        )*];
+    };
+}
+
+deadlines! {
+    /// A heartbeat goes to every member this often, from a thread that never computes.
+    HEARTBEAT = 250;
+    /// A member that left heartbeats unanswered for so long is suspected; `status` and errors say so.
+    SUSPECT = 1_000;
+    /// A member that left heartbeats unanswered for so long is dead: its links are closed, the answer ends with an error.
+    DEAD = 3_000;
+    /// A frame whose receipt the next node does not acknowledge: the link is closed, the answer ends with an error.
+    ACKNOWLEDGE = 3_000;
+    /// The pings of a coordinator; without one a worker takes it for gone and frees its stage.
+    COORDINATOR_SILENT = 8_000;
+    /// The first message on a connection to a worker; then it is closed.
+    FIRST_MESSAGE = 5_000;
+    /// One peer's answer to a dial and a hello; then another is tried.
+    WELCOME = 4_000;
+    /// Another worker, after the last that was required; then the search ends.
+    SETTLE = 1_200;
+    /// Between two looks for a worker that was lost.
+    LOOK_AGAIN = 1_000;
+    /// News of a worker that loads its layers; then it counts as lost.
+    LOADING_SILENT = 120_000;
+    /// The end of the stage before, whose memory is needed; then the order is refused.
+    STAGE_TURN = 100_000;
+    /// The ring's other connections once a worker's stage is loaded; then the stage is given up.
+    ASSEMBLY = 600_000;
+    /// All data connections once every stage is loaded; then the start fails.
+    CONNECTING = 15_000;
+    /// The next stage to take a data connection; then the stage is given up.
+    DIAL = 5_000;
+    /// The next stage to take any bytes of a frame, which may wait behind a prompt chunk; then the link is closed.
+    FRAME_WRITE = 60_000;
+    /// The news that explains why a link ended; then the link itself is named.
+    EXPLANATION = 250;
+    /// Every deadline of a lap is waited for at least so long, however late it is looked at.
+    GRACE = 50;
+    /// Between two looks of a compute thread that has nothing to wait for.
+    IDLE = 3_600_000;
+    /// Between two words of a worker about how far it has read its weights.
+    LOADING_NEWS = 200;
+    /// The compute thread to take a request, which it does between two steps; then the request fails.
+    ADMISSION = 130_000;
+    /// Any news of an answer: a token, or a prompt chunk that came round; then the answer ends with an error.
+    ANSWER_SILENT = 130_000;
+    /// A worker process of this command to say where it listens; then the command fails.
+    LOCAL_START = 20_000;
+    /// A worker process of this command to leave when asked to; then it is killed.
+    LOCAL_LEAVE = 2_000;
+}
+
+/// The table for people, with the waits of `swarm-link` and `swarm-ring` as they are set here.
+pub fn table() -> String {
+    let link = swarm_link::LinkSettings::default();
+    let timers = swarm_ring::Timers::default();
+    let mut rows: Vec<(String, u128, String)> = TABLE
+        .iter()
+        .map(|row| (row.name.to_owned(), row.within.as_millis(), row.what.trim().to_owned()))
+        .collect();
+    let us = |us: u64| u128::from(us / 1000);
+    let below = [
+        (
+            "LinkSettings::handshake_timeout",
+            link.handshake_timeout.as_millis(),
+            "From the first byte to an authenticated link, all reads and writes together; then it is closed.",
+        ),
+        (
+            "LinkSettings::write_timeout",
+            link.write_timeout.as_millis(),
+            "A peer to take any bytes of a control message; then the link is closed.",
+        ),
+        (
+            "Timers::lap_us_min",
+            us(timers.lap_us_min),
+            "A lap is never overdue before this; from then on at 8 times the slowest of 100 measured laps.",
+        ),
+        (
+            "Timers::first_lap_us",
+            us(timers.first_lap_us),
+            "A lap before any was measured, and half a second more for each of its rows.",
+        ),
+        (
+            "Timers::lap_us_max",
+            us(timers.lap_us_max),
+            "No lap may take longer, whatever was measured; then the answer ends with an error.",
+        ),
+    ];
+    rows.extend(below.map(|(name, ms, what)| (name.to_owned(), ms, what.to_owned())));
+    let mut text = String::from("| wait | ms | for what, and what happens then |\n| --- | ---: | --- |\n");
+    for (name, ms, what) in rows {
+        text += &format!("| `{name}` | {ms} | {what} |\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `SWARM_OS_WRITE_DOCS=1` writes the table into the page instead.
+    #[test]
+    fn the_page_shows_the_table() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/deadlines.md");
+        let page = std::fs::read_to_string(&path).unwrap();
+        let start = page.find("| wait |").expect("a table");
+        let end = page[start..].find("\n\n").map_or(page.len(), |end| start + end + 1);
+        if std::env::var_os("SWARM_OS_WRITE_DOCS").is_some() {
+            std::fs::write(&path, format!("{}{}{}", &page[..start], table(), &page[end..])).unwrap();
+            return;
+        }
+        assert_eq!(&page[start..end], table(), "SWARM_OS_WRITE_DOCS=1 cargo test -p swarm-node writes it");
+    }
+
+    #[test]
+    fn no_wait_is_made_up_elsewhere() {
+        let src = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        for entry in std::fs::read_dir(src).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let waits = ["Duration::from_secs(", "Duration::from_millis("];
+            assert!(
+                name == "deadlines.rs" || !waits.iter().any(|wait| code.contains(wait)),
+                "{name}: a wait that is not in deadlines.rs"
+            );
+        }
+    }
+
+    #[test]
+    fn the_waits_agree_with_each_other() {
+        // Suspected before dead, and a worker does not give its coordinator up before that one gave it up.
+        const {
+            assert!(
+                HEARTBEAT.as_millis() * 4 <= SUSPECT.as_millis() && SUSPECT.as_millis() < DEAD.as_millis()
+            )
+        };
+        const {
+            assert!(
+                DEAD.as_millis() < COORDINATOR_SILENT.as_millis() && COORDINATOR_SILENT.as_millis() < 10_000
+            )
+        };
+        // A worker that waits for its memory is not taken for silent.
+        const { assert!(STAGE_TURN.as_millis() < LOADING_SILENT.as_millis()) };
+        assert!(ANSWER_SILENT.as_micros() > u128::from(swarm_ring::Timers::default().lap_us_max));
+    }
+}

@@ -1,0 +1,155 @@
+//! A ring that loses nodes and gets them back: every answer is whole or an error, and the next prompt is answered by
+//! whoever is there.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::puppet::{Caller, Puppet};
+use common::{Room, alone, answer, config, identity, model, request};
+use swarm_link::Identity;
+use swarm_node::{Engine, EngineConfig, Finish, Worker, WorkerConfig, WorkerSearch};
+use swarm_testkit::wait_for;
+use swarm_wire::{Control, Epoch};
+
+/// Long enough for a busy computer.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A worker at `port`, 0 for any.
+fn worker(identity: &Identity, model: &Path, port: u16) -> Worker {
+    let config = WorkerConfig {
+        name: "worker1".into(),
+        port,
+        local_only: true,
+        model: Some(model.to_owned()),
+        threads: Some(1),
+        ..WorkerConfig::default()
+    };
+    Worker::start(config, identity.another_instance().unwrap(), Arc::new(|_| {})).unwrap()
+}
+
+/// Loses the answer that is on its way, with an error that names `node`.
+fn lose(engine: &Engine, node: &str, act: impl FnOnce()) {
+    let mut generation = engine.generate(request(450)).unwrap();
+    assert!(generation.next().is_some());
+    act();
+    let lost = Instant::now();
+    let Finish::Error(why) = generation.finish().finish else { panic!("the answer did not end in an error") };
+    assert!(lost.elapsed() < Duration::from_secs(5), "{:?}", lost.elapsed());
+    assert!(why.contains(node), "{why}");
+}
+
+#[test]
+fn the_next_answer_comes_from_those_who_are_left_and_later_from_all() {
+    let model = model("llama", 4);
+    let want = alone(&model.path, 8);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 3);
+    let port = room.workers[1].port();
+    let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    assert_eq!(answer(&engine, 8).token_ids, want.token_ids);
+    for _ in 0..2 {
+        lose(&engine, "worker1-", || drop(room.workers.remove(1)));
+        let healed = answer(&engine, 8);
+        assert_eq!((healed.token_ids, healed.logits_hash), (want.token_ids.clone(), want.logits_hash));
+        assert_eq!(engine.nodes().len(), 3);
+        room.workers.insert(1, worker(&identity, &model.path, port));
+        // It takes part from the first prompt on that comes after it was seen.
+        wait_for(SOON, "the worker to be seen again", || engine.heal(&|_| {}).unwrap()).unwrap();
+        assert_eq!(engine.nodes().len(), 4);
+        assert_eq!(answer(&engine, 8).token_ids, want.token_ids);
+    }
+    // All of them at once: this node answers alone.
+    lose(&engine, "worker", || room.workers.clear());
+    assert_eq!(answer(&engine, 8).token_ids, want.token_ids);
+    assert_eq!(engine.nodes().len(), 1);
+}
+
+#[test]
+fn a_node_that_is_back_waits_until_nobody_is_answered() {
+    let model = model("llama", 3);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 1);
+    let port = room.workers[0].port();
+    let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    lose(&engine, "worker0-", || room.workers.clear());
+    let mut long = engine.generate(request(480)).unwrap();
+    let _back = worker(&identity, &model.path, port);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) && long.next().is_some() {
+        assert!(!engine.heal(&|_| {}).unwrap(), "the ring changed under an answer");
+    }
+    drop(long);
+    wait_for(SOON, "the worker to be seen again", || engine.heal(&|_| {}).unwrap()).unwrap();
+    assert_eq!(engine.nodes().len(), 2);
+    answer(&engine, 5);
+}
+
+#[test]
+fn layers_that_no_longer_fit_are_named_until_somebody_takes_them() {
+    let model = model("llama", 4);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 1);
+    let port = room.workers[0].port();
+    let roomy = EngineConfig { cut: Some(vec![0..1, 1..4]), ..config(&model.path, room.search()) };
+    let needed = {
+        let engine = Engine::start(&roomy, &identity, &|_| {}).unwrap();
+        engine.placement().stages[0].memory_bytes
+    };
+    // This node has room for its own layer and not for another.
+    let tight = EngineConfig { memory_bytes: Some(needed + needed / 8), ..roomy };
+    let engine = Engine::start(&tight, &identity, &|_| {}).unwrap();
+    lose(&engine, "worker0-", || room.workers.clear());
+    for _ in 0..2 {
+        let error = engine.generate(request(3)).map(drop).unwrap_err().chain();
+        assert!(error.contains("cannot be placed"), "{error}");
+    }
+    let _back = worker(&identity, &model.path, port);
+    wait_for(SOON, "an answer", || engine.generate(request(3)).is_ok()).unwrap();
+    answer(&engine, 5);
+}
+
+#[test]
+fn a_node_that_serves_somebody_else_by_now_is_done_without() {
+    let model = model("llama", 3);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 1);
+    let port = room.workers[0].port();
+    let engine = Engine::start(&config(&model.path, room.search()), &identity, &|_| {}).unwrap();
+    lose(&engine, "worker0-", || room.workers.clear());
+    answer(&engine, 3);
+    let back = worker(&identity, &model.path, port);
+    let mut other = Caller::greet(&identity, back.port());
+    other.prepare(Caller::order(&model.path, Epoch(7)));
+    wait_for(SOON, "the worker to be seen again", || engine.heal(&|_| {}).unwrap()).unwrap();
+    assert_eq!(engine.nodes().len(), 1);
+    answer(&engine, 3);
+    drop(other);
+}
+
+#[test]
+fn a_stage_that_gives_up_is_given_another_one() {
+    let model = model("llama", 2);
+    let identity = identity();
+    let puppet = Puppet::start(&identity, "puppet");
+    let search = WorkerSearch {
+        peers: vec![vec![puppet.address]],
+        discover: false,
+        at_least: 1,
+        at_most: 1,
+        within: SOON,
+    };
+    let engine = Engine::start(&config(&model.path, search), &identity, &|_| {}).unwrap();
+    // It says that its stage cannot go on, and stays: the next placement has it again, with the next epoch.
+    let first = puppet.orders();
+    assert_eq!(first.len(), 1);
+    puppet.give_up();
+    let outcome = engine.generate(request(5)).unwrap().finish();
+    let Finish::Error(why) = outcome.finish else { panic!("the puppet cannot answer") };
+    assert!(why.contains("puppet") && why.contains("on purpose"), "{why}");
+    assert!(engine.heal(&|_| {}).unwrap());
+    assert_eq!(puppet.orders(), [first[0], Epoch(first[0].0 + 1)]);
+    assert!(matches!(puppet.told().last(), Some(Control::Start { epoch }) if epoch.0 == first[0].0 + 1));
+}
