@@ -94,6 +94,7 @@ pub(crate) fn half(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }
 
+#[inline(always)]
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
@@ -101,6 +102,7 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 /// Reads the 32 weights number `part` (0 for 32-blocks, 0..8 for 256-blocks) of the block in `bytes`.
 ///
 /// `bytes` is exactly one block of `dtype`; layouts are those of GGUF (`gguf-py/gguf/quants.py` states them).
+#[inline(always)]
 pub(crate) fn decode(dtype: DType, bytes: &[u8], part: usize) -> Codes {
     debug_assert_eq!(bytes.len(), dtype.block_bytes());
     match dtype {
@@ -143,6 +145,7 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], part: usize) -> Codes {
 }
 
 /// 16 bytes to 32 codes: low nibbles first, then high nibbles.
+#[inline(always)]
 fn nibbles(bytes: &[u8], offset: i8) -> [i8; 32] {
     std::array::from_fn(|i| {
         let byte = bytes[i % 16];
@@ -151,16 +154,19 @@ fn nibbles(bytes: &[u8], offset: i8) -> [i8; 32] {
 }
 
 /// Adds bit `i` of the 32-bit word in `high` as bit 4 of code `i`.
+#[inline(always)]
 fn fifth_bit(low: [i8; 32], high: &[u8], offset: i8) -> [i8; 32] {
     std::array::from_fn(|i| (low[i] | ((((high[i / 8] >> (i % 8)) & 1) << 4) as i8)) + offset)
 }
 
 /// 32 bytes to 32 codes: the low or the high nibble of each.
+#[inline(always)]
 fn nibble_half(bytes: &[u8], high: usize) -> [i8; 32] {
     std::array::from_fn(|i| ((bytes[i] >> (4 * high)) & 15) as i8)
 }
 
 /// The 6-bit scale and min number `part` of the 12 bytes that Q4_K and Q5_K hold them in.
+#[inline(always)]
 fn six_bit_scales(bytes: &[u8], part: usize) -> (u8, u8) {
     if part < 4 {
         (bytes[part] & 63, bytes[part + 4] & 63)
@@ -171,6 +177,7 @@ fn six_bit_scales(bytes: &[u8], part: usize) -> (u8, u8) {
 }
 
 /// Q2_K: 16 bytes of scale and min nibbles, 64 bytes of 2-bit codes, d, dmin.
+#[inline(always)]
 fn q2_k(bytes: &[u8], part: usize) -> Codes {
     let codes = &bytes[16 + 32 * (part / 4)..][..32];
     let (lo, hi) = (bytes[2 * part], bytes[2 * part + 1]);
@@ -184,6 +191,7 @@ fn q2_k(bytes: &[u8], part: usize) -> Codes {
 }
 
 /// Q3_K: 32 bytes of third bits, 64 bytes of low bits, 12 bytes of 6-bit scales, d.
+#[inline(always)]
 fn q3_k(bytes: &[u8], part: usize) -> Codes {
     let (third, low, scales) = (&bytes[..32], &bytes[32 + 32 * (part / 4)..][..32], &bytes[96..108]);
     let scale = |j: usize| {
@@ -203,6 +211,7 @@ fn q3_k(bytes: &[u8], part: usize) -> Codes {
 }
 
 /// Q6_K: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, d.
+#[inline(always)]
 fn q6_k(bytes: &[u8], part: usize) -> Codes {
     let (half, quarter) = (part / 4, part % 4);
     let low = &bytes[64 * half + 32 * (quarter % 2)..][..32];

@@ -32,6 +32,8 @@ pub enum ShapeError {
     Row { row: usize, rows: usize },
     #[error("room for {got} values where {want} are needed")]
     Values { want: usize, got: usize },
+    #[error("only {filled} of {rows} rows were filled")]
+    Unfilled { rows: usize, filled: usize },
 }
 
 impl DType {

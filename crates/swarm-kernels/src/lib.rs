@@ -36,8 +36,9 @@ mod avx2_float;
 
 pub use attention::{AttentionScratch, KvPage, KvType, MAX_GROUP, TILE, attention, f16_to_f32, f32_to_f16};
 pub use block::dequantize;
+pub use buffer::Arena;
 pub use dtype::{DType, ShapeError};
-pub use matrix::{Job, MatmulScratch, Matrix, matmul};
+pub use matrix::{Job, MatmulScratch, Matrix, MatrixBuilder, MatrixPart, matmul};
 pub use ops::{add, add_bias, exp_in_place, rms_norm, rope, silu_mul};
 pub use path::{KernelPath, KernelPathError};
 pub use pool::Pool;

@@ -29,6 +29,9 @@ pub struct Matrix {
     store: Store,
 }
 
+mod builder;
+pub use builder::{MatrixBuilder, MatrixPart};
+
 enum Store {
     /// Quantized, eight rows in lanes.
     Packed(Packed),
@@ -56,26 +59,10 @@ impl Matrix {
         cols: usize,
         bytes: &[u8],
     ) -> Result<Self, ShapeError> {
-        // The proof that every `unsafe` call of a path leans on.
-        assert!(path.is_available(), "kernels of another CPU: {}", path.name());
-        let row_bytes = dtype.check(rows, cols, bytes.len())?;
-        let store = if dtype.is_quantized() && path != KernelPath::Scalar {
-            Store::Packed(Packed::new(dtype, rows, cols, bytes))
-        } else {
-            let stride = if dtype.is_quantized() {
-                row_bytes
-            } else {
-                row_bytes.next_multiple_of(16 * dtype.block_bytes())
-            };
-            let total = stride.checked_mul(rows).ok_or(ShapeError::TooLarge { rows, cols })?;
-            let mut buffer = Buffer::zeroed(total);
-            if row_bytes > 0 {
-                let rows = bytes.chunks_exact(row_bytes).zip(buffer.bytes_mut().chunks_exact_mut(stride));
-                rows.for_each(|(from, to)| to[..row_bytes].copy_from_slice(from));
-            }
-            Store::Rows { stride, buffer }
-        };
-        Ok(Self { dtype, rows, cols, path, store })
+        dtype.check(rows, cols, bytes.len())?;
+        let mut builder = MatrixBuilder::with_path(path, dtype, rows, cols, Buffer::zeroed)?;
+        builder.parts(rows).into_iter().try_for_each(|part| part.pack(bytes))?;
+        builder.finish()
     }
 
     pub fn rows(&self) -> usize {

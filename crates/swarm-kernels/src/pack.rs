@@ -75,24 +75,29 @@ const fn plane_offsets(bits: usize) -> (Option<usize>, Option<usize>, Option<usi
 }
 
 impl Packed {
-    /// Packs checked bytes of `[rows, cols]`.
-    pub fn new(dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Self {
+    /// Room for `[rows, cols]`, whose size as stored was checked; every group is to be filled by [`pack_groups`].
+    /// `None` when the size overflows. `place` gives zeroed memory.
+    pub fn zeroed(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        place: impl FnOnce(usize) -> Buffer,
+    ) -> Option<Self> {
         let format = Format::of(dtype).expect("quantized");
         let shape = GroupShape::new(format, cols / 32);
-        let (row_bytes, parts) = (bytes.len() / rows.max(1), dtype.block_len() / 32);
-        let mut buffer = Buffer::zeroed(rows.div_ceil(LANES) * shape.bytes);
-        for (group, out) in buffer.bytes_mut().chunks_exact_mut(shape.bytes).enumerate() {
-            let lanes = (rows - group * LANES).min(LANES);
-            for lane in 0..lanes {
-                let row = &bytes[(group * LANES + lane) * row_bytes..][..row_bytes];
-                for block in 0..shape.blocks {
-                    let at = block / parts * dtype.block_bytes();
-                    let codes = decode(dtype, &row[at..at + dtype.block_bytes()], block % parts);
-                    put(format, shape, out, block, lane, &codes);
-                }
-            }
-        }
-        Self { format, shape, buffer }
+        let bytes = rows.div_ceil(LANES).checked_mul(shape.bytes)?;
+        Some(Self { format, shape, buffer: place(bytes) })
+    }
+
+    /// All groups, one after the other, `shape.bytes` each.
+    #[cfg(test)]
+    pub fn groups(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
+
+    /// All groups, to be filled: one after the other, `shape.bytes` each.
+    pub fn groups_mut(&mut self) -> &mut [u8] {
+        self.buffer.bytes_mut()
     }
 
     pub fn bytes(&self) -> usize {
@@ -109,56 +114,147 @@ impl Packed {
     }
 }
 
-fn put_u16(out: &mut [u8], at: usize, value: u16) {
-    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
-}
-
 fn take_u16(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn put(format: Format, shape: GroupShape, out: &mut [u8], block: usize, lane: usize, codes: &Codes) {
+/// Lays out whole groups: `rows` is stored rows of `row_bytes` each, from the first row of the first group in `out` on.
+///
+/// The last group may have fewer than eight rows; the lanes of the others stay zero. Costs some two cycles per byte.
+pub(crate) fn pack_groups(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    if row_bytes == 0 {
+        return;
+    }
+    let groups = rows.chunks(LANES * row_bytes).zip(out.chunks_exact_mut(shape.bytes));
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        for (rows, out) in groups {
+            // SAFETY: AVX2 was detected on the line above.
+            unsafe { pack_group_avx2(dtype, shape, row_bytes, rows, out) };
+        }
+        return;
+    }
+    groups.for_each(|(rows, out)| pack_group(dtype, shape, row_bytes, rows, out));
+}
+
+/// [`pack_group`] compiled for AVX2; it only moves bits, so there is nothing that could differ.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn pack_group_avx2(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    pack_group(dtype, shape, row_bytes, rows, out);
+}
+
+/// One body per format, so that each compiles to straight code.
+#[inline(always)]
+fn pack_group(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed"),
+        DType::Q4_0 => pack_group_of(DType::Q4_0, shape, row_bytes, rows, out),
+        DType::Q4_1 => pack_group_of(DType::Q4_1, shape, row_bytes, rows, out),
+        DType::Q5_0 => pack_group_of(DType::Q5_0, shape, row_bytes, rows, out),
+        DType::Q5_1 => pack_group_of(DType::Q5_1, shape, row_bytes, rows, out),
+        DType::Q8_0 => pack_group_of(DType::Q8_0, shape, row_bytes, rows, out),
+        DType::Q2_K => pack_group_of(DType::Q2_K, shape, row_bytes, rows, out),
+        DType::Q3_K => pack_group_of(DType::Q3_K, shape, row_bytes, rows, out),
+        DType::Q4_K => pack_group_of(DType::Q4_K, shape, row_bytes, rows, out),
+        DType::Q5_K => pack_group_of(DType::Q5_K, shape, row_bytes, rows, out),
+        DType::Q6_K => pack_group_of(DType::Q6_K, shape, row_bytes, rows, out),
+    }
+}
+
+#[inline(always)]
+fn pack_group_of(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    let format = Format::of(dtype).expect("quantized");
+    let (block_bytes, parts) = (dtype.block_bytes(), dtype.block_len() / 32);
+    // A lane without a row holds zero bits everywhere.
+    let absent = Codes { q: [-format.offset as i8; 32], ..Codes::ZERO };
+    let mut codes = [absent; LANES];
+    for stored in 0..shape.blocks / parts {
+        for part in 0..parts {
+            for (row, codes) in rows.chunks_exact(row_bytes).zip(&mut codes) {
+                *codes = decode(dtype, &row[stored * block_bytes..][..block_bytes], part);
+            }
+            put(format, shape, out, stored * parts + part, &codes);
+        }
+    }
+}
+
+/// Writes one number of each row as eight f16 or byte pairs.
+#[inline(always)]
+fn put_lanes(out: &mut [u8], at: usize, value: impl Fn(usize) -> u16) {
+    for (lane, place) in out[at..at + 2 * LANES].as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        *place = value(lane).to_le_bytes();
+    }
+}
+
+/// Writes block `block` of all eight rows of a group.
+#[inline(always)]
+fn put(format: Format, shape: GroupShape, out: &mut [u8], block: usize, codes: &[Codes; LANES]) {
     let (super_bytes, scale_bytes) = entry_bytes(format.scheme);
-    let (super_at, scale_at) =
-        (block / 8 * super_bytes + 2 * lane, shape.scales + block * scale_bytes + 2 * lane);
-    let pair = match format.scheme {
-        Scheme::Scale => codes.d,
-        Scheme::ScaleMin => {
-            put_u16(out, scale_at + 16, codes.m);
-            codes.d
+    let (super_at, scale_at) = (block / 8 * super_bytes, shape.scales + block * scale_bytes);
+    put_lanes(out, scale_at, |lane| {
+        let Codes { d, s, t, .. } = codes[lane];
+        match format.scheme {
+            Scheme::Scale | Scheme::ScaleMin => d,
+            Scheme::SuperMin => u16::from_le_bytes([s[0] as u8, t[0]]),
+            Scheme::Super16 => u16::from_le_bytes([s[0] as u8, s[1] as u8]),
+            Scheme::Super16Min => u16::from_le_bytes([s[0] as u8 | (t[0] << 4), s[1] as u8 | (t[1] << 4)]),
         }
-        Scheme::SuperMin => u16::from_le_bytes([codes.s[0] as u8, codes.t[0]]),
-        Scheme::Super16 => u16::from_le_bytes([codes.s[0] as u8, codes.s[1] as u8]),
-        Scheme::Super16Min => {
-            u16::from_le_bytes([codes.s[0] as u8 | (codes.t[0] << 4), codes.s[1] as u8 | (codes.t[1] << 4)])
-        }
-    };
-    put_u16(out, scale_at, pair);
+    });
+    if format.scheme == Scheme::ScaleMin {
+        put_lanes(out, scale_at + 2 * LANES, |lane| codes[lane].m);
+    }
     if super_bytes > 0 {
-        put_u16(out, super_at, codes.d);
+        put_lanes(out, super_at, |lane| codes[lane].d);
     }
     if super_bytes == 32 {
-        put_u16(out, super_at + 16, codes.m);
+        put_lanes(out, super_at + 2 * LANES, |lane| codes[lane].m);
     }
     let planes = &mut out[shape.planes + block * 32 * format.bits..][..32 * format.bits];
-    for (k, &q) in codes.q.iter().enumerate() {
-        let (g, byte) = (k / 4, 4 * lane + k % 4);
-        if format.bits == 8 {
-            planes[32 * g + byte] = q as u8;
-            continue;
+    put_planes(format, &quads(format, codes), planes);
+}
+
+/// The vectors `V_g`: quad `g` of row `lane` is number `lane` of vector `g`, offset added again.
+#[inline(always)]
+fn quads(format: Format, codes: &[Codes; LANES]) -> [[u32; LANES]; 8] {
+    let mut quads = [[0; LANES]; 8];
+    for (lane, codes) in codes.iter().enumerate() {
+        let stored = codes.q.map(|q| (q as u8).wrapping_add(format.offset as u8));
+        for (quad, bytes) in quads.iter_mut().zip(stored.as_chunks::<4>().0) {
+            quad[lane] = u32::from_le_bytes(*bytes);
         }
-        let code = (i32::from(q) + format.offset) as u8;
-        let (nibbles, pairs, singles) = plane_offsets(format.bits);
-        if let Some(at) = nibbles {
-            planes[at + 32 * (g % 4) + byte] |= (code & 15) << (4 * (g / 4));
+    }
+    quads
+}
+
+/// The codes of a byte stay below the next one's, so whole vectors can be shifted and joined.
+#[inline(always)]
+fn put_planes(format: Format, quads: &[[u32; LANES]; 8], planes: &mut [u8]) {
+    let mut write = |at: usize, vector: [u32; LANES]| {
+        for (place, value) in planes[at..at + 4 * LANES].as_chunks_mut::<4>().0.iter_mut().zip(vector) {
+            *place = value.to_le_bytes();
         }
-        if let Some(at) = pairs {
-            let two = if nibbles.is_some() { code >> 4 } else { code & 3 };
-            planes[at + 32 * (g % 2) + byte] |= two << (2 * (g / 2));
-        }
-        if let Some(at) = singles {
-            planes[at + byte] |= (code >> (format.bits - 1)) << g;
-        }
+    };
+    if format.bits == 8 {
+        quads.iter().enumerate().for_each(|(g, quad)| write(32 * g, *quad));
+        return;
+    }
+    // Number `lane` of the vector that holds bits `low ..` of the quads `first, first + step, ...`, `width` bits each.
+    let join = |first: usize, step: usize, low: usize, width: usize, lane: usize| {
+        let mask = 0x0101_0101 * ((1 << width) - 1);
+        let quads = quads[first..].iter().step_by(step).enumerate();
+        quads.fold(0, |joined, (i, quad)| joined | (((quad[lane] >> low) & mask) << (width * i)))
+    };
+    let (nibbles, pairs, singles) = plane_offsets(format.bits);
+    if let Some(at) = nibbles {
+        (0..4).for_each(|p| write(at + 32 * p, std::array::from_fn(|lane| join(p, 4, 0, 4, lane))));
+    }
+    if let Some(at) = pairs {
+        let low = if nibbles.is_some() { 4 } else { 0 };
+        (0..2).for_each(|p| write(at + 32 * p, std::array::from_fn(|lane| join(p, 2, low, 2, lane))));
+    }
+    if let Some(at) = singles {
+        write(at, std::array::from_fn(|lane| join(0, 1, format.bits - 1, 1, lane)));
     }
 }
 
@@ -218,7 +314,14 @@ mod tests {
                 let cols = supers * 256;
                 let row_bytes = dtype.row_bytes(cols).unwrap();
                 let bytes = crate::matrix::tests::noise(seed, rows * row_bytes);
-                let packed = Packed::new(dtype, rows, cols, &bytes);
+                let mut packed = Packed::zeroed(dtype, rows, cols, Buffer::zeroed).unwrap();
+                let shape = packed.shape;
+                pack_groups(dtype, shape, row_bytes, &bytes, packed.groups_mut());
+                let mut plain = vec![0; packed.bytes()];
+                for (rows, out) in bytes.chunks(LANES * row_bytes).zip(plain.chunks_exact_mut(shape.bytes)) {
+                    pack_group(dtype, shape, row_bytes, rows, out);
+                }
+                prop_assert!(packed.groups() == plain, "{:?}", dtype);
                 let parts = dtype.block_len() / 32;
                 for row in 0..rows {
                     for block in 0..cols / 32 {

@@ -40,7 +40,7 @@ pub enum Blame {
     Peer,
     /// The KV cache has no room now. It may later, when another session closes.
     Full,
-    /// Our own bug.
+    /// Our own bug, or our own disk.
     Us,
 }
 
@@ -62,6 +62,8 @@ pub enum StepError {
     NotThisStage { layers: Range<usize>, what: &'static str },
     #[error("the KV cache given belongs to a stage of another shape")]
     ForeignKv,
+    #[error("the embedding of token {token} cannot be read any more: {why}")]
+    Embedding { token: u32, why: String },
     #[error(transparent)]
     Kv(#[from] KvError),
 }
@@ -74,7 +76,7 @@ impl StepError {
             Self::OutOfOrder { .. } | Self::EmptySegment { .. } | Self::WidthMismatch { .. } => Blame::Peer,
             Self::Kv(KvError::Full { .. }) => Blame::Full,
             Self::Kv(KvError::TruncateBeyondEnd { .. }) => Blame::Peer,
-            Self::NotThisStage { .. } | Self::ForeignKv => Blame::Us,
+            Self::NotThisStage { .. } | Self::ForeignKv | Self::Embedding { .. } => Blame::Us,
         }
     }
 }

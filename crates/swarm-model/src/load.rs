@@ -1,144 +1,276 @@
-//! Reading a stage's tensors: each is checked, packed, and its raw bytes dropped before the next.
+//! Reading a stage's tensors: slices of rows go from the file through a small window into their packed place, so that
+//! memory holds the weights once, also while loading.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::vec::IntoIter;
 
-use swarm_kernels::{Matrix, dequantize};
-use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, Tensor};
+use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder, MatrixPart, dequantize};
+use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, TensorInfo, TensorRows, WeightsError};
 
 use crate::LoadError;
 use crate::decoder::{DecoderLayer, Linear};
 use crate::scratch::Widths;
-use crate::stage::LoadProgress;
+use crate::stage::{LoadOptions, LoadProgress};
+
+/// Stored bytes that a thread reads at once: they stay in its core's cache until they are packed.
+const SLICE_BYTES: usize = 512 << 10;
 
 /// What a stage reads.
-#[derive(Default)]
 pub(crate) struct Weights {
-    pub embed_tokens: Option<Matrix>, // [vocab, width], on the first stage, and on the tail when tied
+    /// On the first stage, `[vocab, width]` in the file; `None` where the head is the same matrix.
+    pub embed_tokens: Option<TensorRows>,
     pub decoder: Vec<DecoderLayer>,
-    pub norm: Option<Vec<f32>>,  // [width], on the tail
-    pub lm_head: Option<Matrix>, // [vocab, width], on the tail unless tied
+    pub norm: Option<Vec<f32>>, // [width], on the tail
+    pub head: Option<Matrix>,   // [vocab, width], on the tail: lm_head, or the embedding when tied
 }
 
-/// A piece of a stage that one thread reads.
-#[derive(Clone, Copy)]
-enum Piece {
-    Embedding,
-    Layer(usize),
-    Norm,
-    Head,
+/// True when a stage looks up rows of the embedding and does not multiply by it.
+pub(crate) fn only_looks_up(config: &ModelConfig, layers: &Range<usize>) -> bool {
+    layers.start == 0 && !(config.tie_word_embeddings && layers.end == config.num_hidden_layers)
 }
 
-enum Loaded {
-    Embedding(Matrix),
-    Layer(usize, Box<DecoderLayer>),
-    Norm(Vec<f32>),
-    Head(Matrix),
+/// The tensors that a stage holds in memory.
+pub(crate) fn held_tensors<'a>(checkpoint: &'a Checkpoint, layers: &Range<usize>) -> Vec<&'a TensorInfo> {
+    let mut tensors = checkpoint.stage_tensors(layers.clone());
+    if only_looks_up(checkpoint.config(), layers) {
+        tensors.retain(|info| info.name != EMBED);
+    }
+    tensors
 }
 
-enum Event {
-    /// A tensor of so many bytes is done.
-    Bytes(u64),
-    Piece(Result<Loaded, LoadError>),
-}
-
-/// Loads the pieces of a stage on `threads` threads, in any order; the result does not depend on it.
-/// `progress` is called on this thread.
+/// Loads a stage with `options.threads` threads; the result does not depend on them. `progress` is called on this
+/// thread, with bytes of the file.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     layers: Range<usize>,
-    threads: usize,
+    options: &LoadOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Weights, LoadError> {
-    let pieces = pieces(checkpoint.config(), &layers);
-    let bytes_total = checkpoint.stage_tensors(layers.clone()).iter().map(|tensor| tensor.bytes).sum();
-    let mut done = LoadProgress { bytes_done: 0, bytes_total };
-    let next = AtomicUsize::new(0);
+    let mut tensors = held_tensors(checkpoint, &layers);
+    let bytes_total = tensors.iter().map(|info| info.bytes).sum();
+    tensors.sort_by_key(|info| info.place()); // the file from front to back
+    let mut arena = Arena::default();
+    let rooms = tensors.into_iter().map(|info| Room::new(info, options.dequantized, &mut arena));
+    let mut rooms = rooms.collect::<Result<Vec<_>, LoadError>>()?;
+    let mut slices = Vec::new();
+    for room in &mut rooms {
+        room.cut(checkpoint, &mut slices);
+    }
+    fill(checkpoint, slices, options.threads, bytes_total, progress)?;
+    Parts { checkpoint, rooms: rooms.into_iter().map(|room| (room.info.name.as_str(), room)).collect() }
+        .assemble(&layers)
+}
+
+/// Reads and packs all slices.
+fn fill(
+    checkpoint: &Checkpoint,
+    slices: Vec<Slice<'_>>,
+    threads: usize,
+    bytes_total: u64,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(), LoadError> {
+    let threads = threads.clamp(1, slices.len().max(1));
+    let queue = Mutex::new(slices.into_iter());
     let (events, received) = channel();
     std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, pieces.len()) {
-            let (events, next, pieces) = (events.clone(), &next, &pieces);
-            scope.spawn(move || {
-                let loader = Loader { checkpoint, events };
-                while let Some(&piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let loaded = loader.piece(piece);
-                    if loaded.is_err() {
-                        next.store(pieces.len(), Ordering::Relaxed); // the others stop after their piece
-                    }
-                    loader.send(Event::Piece(loaded));
-                }
-            });
+        for _ in 0..threads {
+            let (events, queue) = (events.clone(), &queue);
+            scope.spawn(move || work(checkpoint, queue, &events));
         }
         drop(events); // so that the last thread to end ends the loop
-        let mut weights = Weights::default();
-        let mut decoder: Vec<(usize, DecoderLayer)> = Vec::with_capacity(layers.len());
+        let mut done = LoadProgress { bytes_done: 0, bytes_total };
         let mut failed = None;
         for event in received {
             match event {
-                Event::Bytes(bytes) => {
+                Ok(bytes) => {
                     done.bytes_done = done.bytes_done.saturating_add(bytes);
                     progress(done);
                 }
-                Event::Piece(Ok(Loaded::Embedding(matrix))) => weights.embed_tokens = Some(matrix),
-                Event::Piece(Ok(Loaded::Layer(layer, loaded))) => decoder.push((layer, *loaded)),
-                Event::Piece(Ok(Loaded::Norm(norm))) => weights.norm = Some(norm),
-                Event::Piece(Ok(Loaded::Head(matrix))) => weights.lm_head = Some(matrix),
-                Event::Piece(Err(error)) => failed = failed.or(Some(error)),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        decoder.sort_by_key(|&(layer, _)| layer);
-        weights.decoder = decoder.into_iter().map(|(_, loaded)| loaded).collect();
-        failed.map_or(Ok(weights), Err)
+        failed.map_or(Ok(()), Err)
     })
 }
 
-/// The largest pieces first, so that threads end together.
-fn pieces(config: &ModelConfig, layers: &Range<usize>) -> Vec<Piece> {
-    let (first, tail) = (layers.start == 0, layers.end == config.num_hidden_layers);
-    let tied = config.tie_word_embeddings;
-    let embedding = (first || tail && tied).then_some(Piece::Embedding);
-    let head = (tail && !tied).then_some(Piece::Head);
-    let norm = tail.then_some(Piece::Norm);
-    embedding.into_iter().chain(head).chain(layers.clone().map(Piece::Layer)).chain(norm).collect()
+/// One thread: slices in order until there are no more. Sends the stored bytes of each, or why it failed.
+fn work(
+    checkpoint: &Checkpoint,
+    queue: &Mutex<IntoIter<Slice<'_>>>,
+    events: &Sender<Result<u64, LoadError>>,
+) {
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let mut window = Window::default();
+    while let Some(slice) = next() {
+        let done = slice.fill(checkpoint, &mut window);
+        if done.is_err() {
+            // The others stop after their slice.
+            queue.lock().unwrap_or_else(PoisonError::into_inner).by_ref().for_each(drop);
+        }
+        let _gone = events.send(done); // the receiver outlives the scope's threads
+    }
 }
 
-struct Loader<'a> {
+/// A tensor's place in memory.
+struct Room<'a> {
+    info: &'a TensorInfo,
+    data: Data,
+}
+
+enum Data {
+    Matrix(MatrixBuilder),
+    Vector(Vec<f32>),
+}
+
+impl<'a> Room<'a> {
+    /// Room for `info`; as f32 if `widen`.
+    fn new(info: &'a TensorInfo, widen: bool, arena: &mut Arena) -> Result<Self, LoadError> {
+        let is_vector = info.name.ends_with("norm.weight") || info.name.ends_with(".bias");
+        let data = if is_vector {
+            Data::Vector(vec![0.0; info.cols])
+        } else {
+            let dtype = if widen { DType::F32 } else { info.dtype };
+            let builder = MatrixBuilder::new(arena, dtype, info.rows, info.cols);
+            Data::Matrix(builder.map_err(|source| LoadError::Pack { name: info.name.clone(), source })?)
+        };
+        Ok(Self { info, data })
+    }
+
+    /// Adds the slices that fill this room.
+    fn cut<'s>(&'s mut self, checkpoint: &Checkpoint, slices: &mut Vec<Slice<'s>>)
+    where
+        'a: 's,
+    {
+        let info = self.info;
+        match &mut self.data {
+            Data::Vector(out) => slices.push(Slice { info, place: Place::Vector(out) }),
+            Data::Matrix(builder) => {
+                let row_bytes = info.bytes.checked_div(info.rows as u64).unwrap_or(0).max(1);
+                let unit = match checkpoint.row_unit(info) {
+                    unit if unit.is_multiple_of(MatrixBuilder::ROWS) => unit,
+                    unit => unit * MatrixBuilder::ROWS,
+                };
+                let rows = (SLICE_BYTES as u64 / row_bytes).max(1) as usize;
+                let parts = builder.parts(rows.next_multiple_of(unit)).into_iter();
+                slices.extend(parts.map(|part| Slice { info, place: Place::Rows(part) }));
+            }
+        }
+    }
+}
+
+/// Consecutive rows of one tensor, read by one thread at once.
+struct Slice<'a> {
+    info: &'a TensorInfo,
+    place: Place<'a>,
+}
+
+enum Place<'a> {
+    Rows(MatrixPart<'a>),
+    Vector(&'a mut Vec<f32>),
+}
+
+/// A thread's buffers, reused from slice to slice.
+#[derive(Default)]
+struct Window {
+    stored: Vec<u8>,
+    laid_out: Vec<u8>,
+    floats: Vec<f32>,
+}
+
+impl Slice<'_> {
+    /// Reads the slice and puts it in its place. Returns its stored bytes.
+    fn fill(self, checkpoint: &Checkpoint, window: &mut Window) -> Result<u64, LoadError> {
+        let info = self.info;
+        let unread = |source| LoadError::Read { name: info.name.clone(), source: Box::new(source) };
+        let Window { stored, laid_out, floats } = window;
+        let row_bytes = info.dtype.row_bytes(info.cols).unwrap_or(0);
+        let rows = match &self.place {
+            Place::Rows(part) => part.rows(),
+            Place::Vector(_) => 0..info.rows,
+        };
+        let bytes = row_bytes * rows.len(); // of a tensor whose size was checked
+        match self.place {
+            Place::Rows(part) if part.bytes() == bytes => {
+                part.fill(stored, |out| checkpoint.read_rows(info, rows, out)).map_err(unread)?;
+            }
+            Place::Rows(part) => part.fill(laid_out, |out| {
+                floats.resize(out.len() / 4, 0.0);
+                widened(checkpoint, info, rows, stored, floats)?;
+                for (place, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
+                    *place = value.to_le_bytes();
+                }
+                Ok(())
+            })?,
+            Place::Vector(out) => widened(checkpoint, info, rows, stored, out)?,
+        }
+        Ok(bytes as u64)
+    }
+}
+
+/// Reads rows as f32.
+fn widened(
+    checkpoint: &Checkpoint,
+    info: &TensorInfo,
+    rows: Range<usize>,
+    stored: &mut Vec<u8>,
+    out: &mut [f32],
+) -> Result<(), LoadError> {
+    stored.resize(info.dtype.row_bytes(info.cols).unwrap_or(0) * rows.len(), 0);
+    checkpoint
+        .read_rows(info, rows, stored)
+        .map_err(|source| LoadError::Read { name: info.name.clone(), source: Box::new(source) })?;
+    dequantize(info.dtype, stored, out).map_err(|source| LoadError::Pack { name: info.name.clone(), source })
+}
+
+/// Filled rooms by name, to be put together.
+struct Parts<'a> {
     checkpoint: &'a Checkpoint,
-    events: Sender<Event>,
+    rooms: BTreeMap<&'a str, Room<'a>>,
 }
 
-impl Loader<'_> {
-    fn piece(&self, piece: Piece) -> Result<Loaded, LoadError> {
-        let (vocab, width) = (self.checkpoint.config().vocab_size, self.checkpoint.config().hidden_size);
-        Ok(match piece {
-            Piece::Embedding => Loaded::Embedding(self.matrix(EMBED, vocab, width)?),
-            Piece::Layer(layer) => Loaded::Layer(layer, Box::new(self.decoder_layer(layer)?)),
-            Piece::Norm => Loaded::Norm(self.vector(NORM, width)?),
-            Piece::Head => Loaded::Head(self.matrix(HEAD, vocab, width)?),
+impl Parts<'_> {
+    fn assemble(mut self, layers: &Range<usize>) -> Result<Weights, LoadError> {
+        let checkpoint = self.checkpoint;
+        let config = checkpoint.config();
+        let (vocab, width) = (config.vocab_size, config.hidden_size);
+        let embed_tokens = only_looks_up(config, layers).then(|| self.looked_up(vocab, width)).transpose()?;
+        let decoder = layers.clone().map(|layer| self.decoder_layer(layer)).collect::<Result<_, _>>()?;
+        let is_tail = layers.end == config.num_hidden_layers;
+        let head = if config.tie_word_embeddings { EMBED } else { HEAD };
+        Ok(Weights {
+            embed_tokens,
+            decoder,
+            norm: is_tail.then(|| self.vector(NORM, width)).transpose()?,
+            head: is_tail.then(|| self.matrix(head, vocab, width)).transpose()?,
         })
     }
 
-    fn send(&self, event: Event) {
-        let _gone = self.events.send(event); // the receiver outlives the scope's threads
+    fn looked_up(&self, vocab: usize, width: usize) -> Result<TensorRows, LoadError> {
+        let rows = self.checkpoint.rows(EMBED).map_err(|source| unread(EMBED, source))?;
+        check_shape(rows.info(), vocab, width)?;
+        Ok(rows)
     }
 
     /// Layer `layer` of the model, with the parts its configuration says it has.
-    fn decoder_layer(&self, layer: usize) -> Result<DecoderLayer, LoadError> {
+    fn decoder_layer(&mut self, layer: usize) -> Result<DecoderLayer, LoadError> {
         let config: &ModelConfig = self.checkpoint.config();
         let Widths { width, q, kv, intermediate } = Widths::of(config);
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let qkv_bias = config.attention_bias;
+        let (head_dim, qk_norm) = (config.head_dim, config.qk_norm);
         let head_norm =
-            |part: &str| config.qk_norm.then(|| self.vector(&name(part), config.head_dim)).transpose();
+            |parts: &mut Self, part: &str| qk_norm.then(|| parts.vector(&name(part), head_dim)).transpose();
         Ok(DecoderLayer {
+            q_norm: head_norm(self, "self_attn.q_norm.weight")?,
+            k_norm: head_norm(self, "self_attn.k_norm.weight")?,
             input_layernorm: self.vector(&name("input_layernorm.weight"), width)?,
             q_proj: self.linear(&name("self_attn.q_proj"), q, width, qkv_bias)?,
             k_proj: self.linear(&name("self_attn.k_proj"), kv, width, qkv_bias)?,
             v_proj: self.linear(&name("self_attn.v_proj"), kv, width, qkv_bias)?,
             o_proj: self.linear(&name("self_attn.o_proj"), width, q, config.o_proj_bias)?,
-            q_norm: head_norm("self_attn.q_norm.weight")?,
-            k_norm: head_norm("self_attn.k_norm.weight")?,
             post_attention_layernorm: self.vector(&name("post_attention_layernorm.weight"), width)?,
             gate_proj: self.linear(&name("mlp.gate_proj"), intermediate, width, config.mlp_bias)?,
             up_proj: self.linear(&name("mlp.up_proj"), intermediate, width, config.mlp_bias)?,
@@ -147,7 +279,7 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(&self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear, LoadError> {
+    fn linear(&mut self, name: &str, rows: usize, cols: usize, bias: bool) -> Result<Linear, LoadError> {
         Ok(Linear {
             weight: self.matrix(&format!("{name}.weight"), rows, cols)?,
             bias: bias.then(|| self.vector(&format!("{name}.bias"), rows)).transpose()?,
@@ -155,37 +287,45 @@ impl Loader<'_> {
     }
 
     /// A matrix `[rows, cols]`, packed for this CPU.
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        let tensor = self.read(name, rows, cols)?;
-        Matrix::new(tensor.dtype, rows, cols, &tensor.bytes)
-            .map_err(|source| LoadError::Pack { name: name.to_owned(), source })
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        match self.take(name, rows, cols)? {
+            Data::Matrix(builder) => {
+                builder.finish().map_err(|source| LoadError::Pack { name: name.to_owned(), source })
+            }
+            Data::Vector(_) => Err(self.missing(name)),
+        }
     }
 
     /// A vector `[len]`, as f32.
-    fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let tensor = self.read(name, 1, len)?;
-        let mut out = vec![0.0; len];
-        dequantize(tensor.dtype, &tensor.bytes, &mut out)
-            .map_err(|source| LoadError::Pack { name: name.to_owned(), source })?;
-        Ok(out)
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        match self.take(name, 1, len)? {
+            Data::Vector(vector) => Ok(vector),
+            Data::Matrix(_) => Err(self.missing(name)),
+        }
     }
 
-    fn read(&self, name: &str, want_rows: usize, want_cols: usize) -> Result<Tensor, LoadError> {
-        let Some(info) = self.checkpoint.tensor(name) else {
-            let model = self.checkpoint.name().to_owned();
-            return Err(LoadError::MissingTensor { name: name.to_owned(), model });
-        };
-        let (rows, cols, bytes) = (info.rows, info.cols, info.bytes);
-        if (rows, cols) != (want_rows, want_cols) {
-            return Err(LoadError::Shape { name: name.to_owned(), rows, cols, want_rows, want_cols });
-        }
-        let tensor = self
-            .checkpoint
-            .read(name)
-            .map_err(|source| LoadError::Read { name: name.to_owned(), source: Box::new(source) })?;
-        self.send(Event::Bytes(bytes));
-        Ok(tensor)
+    fn take(&mut self, name: &str, rows: usize, cols: usize) -> Result<Data, LoadError> {
+        let room = self.rooms.remove(name).ok_or_else(|| self.missing(name))?;
+        check_shape(room.info, rows, cols)?;
+        Ok(room.data)
     }
+
+    fn missing(&self, name: &str) -> LoadError {
+        LoadError::MissingTensor { name: name.to_owned(), model: self.checkpoint.name().to_owned() }
+    }
+}
+
+fn check_shape(info: &TensorInfo, want_rows: usize, want_cols: usize) -> Result<(), LoadError> {
+    let (name, rows, cols) = (info.name.clone(), info.rows, info.cols);
+    if (rows, cols) == (want_rows, want_cols) {
+        Ok(())
+    } else {
+        Err(LoadError::Shape { name, rows, cols, want_rows, want_cols })
+    }
+}
+
+fn unread(name: &str, source: WeightsError) -> LoadError {
+    LoadError::Read { name: name.to_owned(), source: Box::new(source) }
 }
 
 impl DecoderLayer {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use swarm_kernels::KvType;
 use swarm_weights::{Checkpoint, ModelConfig};
 
+use crate::load::held_tensors;
 use crate::scratch::Widths;
 use crate::stage::check_layers;
 use crate::{KvLayout, LoadError, rope};
@@ -12,7 +13,7 @@ use crate::{KvLayout, LoadError, rope};
 /// Memory of a stage, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageSize {
-    /// Weights as the files hold them; vectors as f32.
+    /// Weights as the files hold them; vectors as f32. Without an embedding that is only looked up in.
     pub weight_bytes: u64,
     /// KV rows of one position in all layers of the stage.
     pub kv_bytes_per_position: u64,
@@ -46,8 +47,7 @@ pub fn stage_size(
 ) -> Result<StageSize, LoadError> {
     let config = checkpoint.config();
     check_layers(config, &layers)?;
-    let weight_bytes = checkpoint
-        .stage_tensors(layers.clone())
+    let weight_bytes = held_tensors(checkpoint, &layers)
         .iter()
         .map(|tensor| if tensor.rows == 1 { 4 * tensor.cols as u64 } else { tensor.bytes })
         .sum();

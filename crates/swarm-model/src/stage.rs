@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use swarm_kernels::{Job, KvType, Matrix, Pool, matmul, rms_norm};
-use swarm_weights::{Checkpoint, ModelConfig};
+use swarm_kernels::{Job, KvType, Matrix, Pool, dequantize, matmul, rms_norm};
+use swarm_weights::{Checkpoint, ModelConfig, TensorRows};
 
 use crate::decoder::{DecoderLayer, Shape, Step, each_row};
 use crate::load::{self, Weights};
@@ -23,6 +23,9 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Threads that read and pack; 0 and 1 both mean one.
     pub threads: usize,
+    /// Hold quantized and 16-bit matrices as f32: the reference that quantized arithmetic is held against. Takes four
+    /// bytes a weight.
+    pub dequantized: bool,
 }
 
 /// How far loading has come, in bytes of the file.
@@ -52,8 +55,8 @@ pub struct Segment<'a> {
 }
 
 impl Stage {
-    /// Reads and packs the tensors of `layers`, one at a time on each thread: memory peaks at the
-    /// weights plus one tensor a thread. `progress` is called after each, on the caller's thread.
+    /// Reads and packs the tensors of `layers` from the file's beginning to its end, some 512 KiB at a time on each
+    /// thread: memory peaks at the packed weights plus that. `progress` is called on the caller's thread.
     ///
     /// # Errors
     /// [`LoadError`]: a range that is no stage, a family or option that is not supported, a tensor
@@ -76,7 +79,7 @@ impl Stage {
         }
         let rope = RopeTable::new(&config.rope, context)?;
 
-        let weights = load::load(checkpoint, layers.clone(), options.threads, progress)?;
+        let weights = load::load(checkpoint, layers.clone(), options, progress)?;
         let shape = Shape {
             widths: Widths::of(&config),
             head_dim: config.head_dim,
@@ -118,36 +121,47 @@ impl Stage {
         kv_layout(&self.config, self.weights.decoder.len(), kv_type)
     }
 
-    /// Bytes the weights take in memory.
+    /// Bytes the weights take in memory. An embedding that is only looked up in stays in its file.
     pub fn weight_bytes(&self) -> usize {
-        let is_head = self.is_tail() && self.weights.lm_head.is_none();
-        let looked_up_in = self.weights.embed_tokens.as_ref().filter(|_| !is_head);
-        self.bytes_per_token() + looked_up_in.map_or(0, Matrix::bytes)
-    }
-
-    /// Weight bytes one decode step reads: all but an embedding that is only looked up in.
-    pub fn bytes_per_token(&self) -> usize {
         let layers: usize = self.weights.decoder.iter().map(DecoderLayer::weight_bytes).sum();
         let norm = self.weights.norm.as_ref().map_or(0, |norm| size_of_val(norm.as_slice()));
-        layers + norm + self.head().map_or(0, Matrix::bytes)
+        layers + norm + self.weights.head.as_ref().map_or(0, Matrix::bytes)
+    }
+
+    /// Weight bytes one decode step reads: all, and not counting the one embedded row.
+    pub fn bytes_per_token(&self) -> usize {
+        self.weight_bytes()
     }
 
     /// The hidden rows of `ids`: row `ids[i]` of the embedding. `hidden` is `[ids.len(), width]`.
     ///
+    /// An embedding that is also the head is in memory; any other is read from its file, one row per id.
+    ///
     /// # Errors
     /// [`StepError::NotThisStage`] on any but the first stage, [`StepError::TokenOutsideVocab`],
-    /// [`StepError::WidthMismatch`].
+    /// [`StepError::WidthMismatch`], [`StepError::Embedding`] when the file cannot be read any more.
     pub fn embed(&self, ids: &[u32], hidden: &mut [f32]) -> Result<(), StepError> {
-        let embed_tokens = self.weights.embed_tokens.as_ref().filter(|_| self.is_first());
-        let embed_tokens = embed_tokens.ok_or_else(|| self.not_here("embedding"))?;
+        if !self.is_first() {
+            return Err(self.not_here("embedding"));
+        }
         let (vocab, width) = (self.config.vocab_size, self.config.hidden_size);
         want_len("the embedded rows", ids.len() * width, hidden.len())?;
+        let mut stored = vec![0; self.weights.embed_tokens.as_ref().map_or(0, TensorRows::row_bytes)];
         for (&token, row) in ids.iter().zip(hidden.chunks_exact_mut(width)) {
-            let outside = StepError::TokenOutsideVocab { token, vocab };
             if token as usize >= vocab {
-                return Err(outside);
+                return Err(StepError::TokenOutsideVocab { token, vocab });
             }
-            embed_tokens.dequantize_row(token as usize, row).map_err(|_| outside)?;
+            let unread = |why: String| StepError::Embedding { token, why };
+            match (&self.weights.embed_tokens, &self.weights.head) {
+                (Some(rows), _) => {
+                    rows.read(token as usize, &mut stored).map_err(|error| unread(chain(&error)))?;
+                    dequantize(rows.info().dtype, &stored, row).map_err(|error| unread(error.to_string()))?;
+                }
+                (None, Some(tied)) => {
+                    tied.dequantize_row(token as usize, row).map_err(|error| unread(error.to_string()))?;
+                }
+                (None, None) => return Err(self.not_here("embedding")),
+            }
         }
         Ok(())
     }
@@ -203,7 +217,7 @@ impl Stage {
         out: &mut [f32],
         scratch: &mut Scratch,
     ) -> Result<(), StepError> {
-        let (Some(norm), Some(head)) = (&self.weights.norm, self.head()) else {
+        let (Some(norm), Some(head)) = (&self.weights.norm, &self.weights.head) else {
             return Err(self.not_here("head"));
         };
         let width = self.config.hidden_size;
@@ -219,11 +233,6 @@ impl Stage {
         });
         matmul(pool, &mut scratch.matmul, normed, n, &mut [Job { matrix: head, out }]);
         Ok(())
-    }
-
-    /// The matrix that gives logits: the tied embedding, or the head of its own.
-    fn head(&self) -> Option<&Matrix> {
-        self.weights.lm_head.as_ref().or(self.weights.embed_tokens.as_ref()).filter(|_| self.is_tail())
     }
 
     fn not_here(&self, what: &'static str) -> StepError {
@@ -271,6 +280,12 @@ fn check_group(config: &ModelConfig) -> Result<(), LoadError> {
     } else {
         Err(LoadError::Group { heads, kv_heads, max: HEADS_PER_KV_HEAD_MAX })
     }
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn want_len(what: &'static str, want: usize, got: usize) -> Result<(), StepError> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use swarm_link::LinkError;
+use swarm_model::StepError;
 use swarm_ring::{
     Action, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
 };
@@ -297,7 +298,7 @@ impl Coordinator {
         }
         let mut departed = Departed { sessions, prefill: self.plan.prefill, bytes_out: 0 };
         let mut segments = std::mem::take(&mut self.plan.segments);
-        self.runner.embed(&self.plan.ids).map_err(|error| NodeError::Bug(error.to_string()))?;
+        self.runner.embed(&self.plan.ids).map_err(unembedded)?;
         let started_us = now_us();
         let mut failures = self.runner.forward(&mut segments);
         if self.ring.is_none() {
@@ -508,6 +509,14 @@ impl Coordinator {
         self.departed.clear();
         // Those who are still there forget the stage at once.
         self.room.release("the ring was lost");
+    }
+}
+
+/// The scheduler checked the ids; the file the rows come from is not in its hands.
+fn unembedded(error: StepError) -> NodeError {
+    match error {
+        StepError::Embedding { .. } => NodeError::Stopped(error.to_string()),
+        error => NodeError::Bug(error.to_string()),
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn place_layers(
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let shape = ModelShape {
         layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
-        embed_bytes: model.embed_bytes(),
+        embed_bytes: 0, // rows are read from the file
         head_bytes: model.head_bytes(),
         tied: model.config().tie_word_embeddings,
         kv_bytes_per_layer: kv_session / layers.max(1) as u64,

@@ -121,7 +121,7 @@ pub(crate) fn load(
     threads: usize,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Stage, NodeError> {
-    let options = LoadOptions { context: Some(order.context), threads };
+    let options = LoadOptions { context: Some(order.context), threads, ..LoadOptions::default() };
     Stage::load(checkpoint, order.layers.clone(), &options, progress)
         .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })
 }

@@ -28,7 +28,8 @@ pub struct NodeCapacity {
 pub struct ModelShape {
     /// Weights of each layer.
     pub layer_bytes: Vec<u64>,
-    /// The embedding table; held by the first stage, which reads one row of it per token.
+    /// What the first stage holds of the embedding table, of which it reads one row per token: 0 when rows are
+    /// read from the file.
     pub embed_bytes: u64,
     /// Final norm and head; held by the tail, which reads all of it per token.
     pub head_bytes: u64,
@@ -243,9 +244,9 @@ impl<'a> Costs<'a> {
 
     /// Embedding and head, where this node holds them.
     fn ends(&self, node: usize) -> u128 {
-        let embed = if node == 0 { self.model.embed_bytes } else { 0 };
-        let once = node == 0 && self.model.tied;
-        let head = if self.is_tail(node) && !once { self.model.head_bytes } else { 0 };
+        let is_head_too = self.model.tied && self.is_tail(node);
+        let embed = if node == 0 && !is_head_too { self.model.embed_bytes } else { 0 };
+        let head = if self.is_tail(node) { self.model.head_bytes } else { 0 };
         u128::from(embed) + u128::from(head)
     }
 

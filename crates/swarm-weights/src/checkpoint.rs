@@ -226,27 +226,73 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError::NoSuchTensor`], [`WeightsError::OutOfMemory`], [`WeightsError::Source`].
     pub fn read(&self, name: &str) -> Result<Tensor, WeightsError> {
-        let Some(info) = self.tensors.get(name) else {
-            return Err(WeightsError::NoSuchTensor { model: self.name.clone(), name: name.to_owned() });
-        };
+        let info = self.tensors.get(name).ok_or_else(|| self.no_such_tensor(name))?;
         let out_of_memory = || WeightsError::OutOfMemory { name: info.name.clone(), bytes: info.bytes };
         let len = usize::try_from(info.bytes).map_err(|_| out_of_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| out_of_memory())?;
         bytes.resize(len, 0);
-        self.read_range(info, 0, &mut bytes)?;
+        self.read_rows(info, 0..info.rows, &mut bytes)?;
+        Ok(Tensor { dtype: info.dtype, rows: info.rows, cols: info.cols, bytes })
+    }
+
+    /// How many rows of a tensor belong together: [`Checkpoint::read_rows`] reads whole multiples. 1, but a head
+    /// where rows are stored for interleaved RoPE.
+    pub fn row_unit(&self, info: &TensorInfo) -> usize {
+        if info.interleaved && info.rows > 1 { self.config.head_dim } else { 1 }
+    }
+
+    /// Reads consecutive rows of one of this checkpoint's tensors, in one read, in the order of
+    /// [`Checkpoint::read`]. `out` has room for exactly their stored bytes.
+    ///
+    /// # Errors
+    /// [`WeightsError::Rows`] when `rows` or `out` do not fit the tensor, [`WeightsError::Source`].
+    pub fn read_rows(
+        &self,
+        info: &TensorInfo,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<(), WeightsError> {
+        let unit = self.row_unit(info);
+        let wrong = || WeightsError::Rows { name: info.name.clone(), rows: rows.clone(), bytes: out.len() };
+        let row_bytes = info.dtype.row_bytes(info.cols).ok_or_else(wrong)?;
+        let fits = rows.start <= rows.end
+            && rows.end <= info.rows
+            && rows.start.is_multiple_of(unit)
+            && rows.end.is_multiple_of(unit)
+            && row_bytes.checked_mul(rows.len()) == Some(out.len());
+        if !fits {
+            return Err(wrong());
+        }
+        self.read_range(info, (rows.start as u64).saturating_mul(row_bytes as u64), out)?;
         if info.interleaved {
             // The rows of a matrix, the elements of a bias.
-            let rows = if info.rows == 1 { info.cols } else { info.rows };
+            let rows = if info.rows == 1 { info.cols } else { rows.len() };
             let heads = rows / self.config.head_dim; // shapes were checked: a whole number
-            split_halves(&mut bytes, heads, self.config.head_dim, self.config.rope.rotary_dim);
+            split_halves(out, heads, self.config.head_dim, self.config.rope.rotary_dim);
         }
-        Ok(Tensor { dtype: info.dtype, rows: info.rows, cols: info.cols, bytes })
+        Ok(())
+    }
+
+    /// A tensor's rows to look up one at a time, from the file.
+    ///
+    /// # Errors
+    /// [`WeightsError::NoSuchTensor`], also for one whose rows are not stored as they are used.
+    pub fn rows(&self, name: &str) -> Result<TensorRows, WeightsError> {
+        let info = self.tensors.get(name).filter(|info| !info.interleaved);
+        let info = info.ok_or_else(|| self.no_such_tensor(name))?;
+        let source = self.sources.get(info.source).ok_or_else(|| self.no_such_tensor(name))?;
+        let row_bytes = info.dtype.row_bytes(info.cols).ok_or_else(|| self.no_such_tensor(name))?;
+        Ok(TensorRows { source: source.clone(), info: info.clone(), row_bytes })
+    }
+
+    fn no_such_tensor(&self, name: &str) -> WeightsError {
+        WeightsError::NoSuchTensor { model: self.name.clone(), name: name.to_owned() }
     }
 
     /// Fills `out` with the stored bytes of `info` from `offset` on.
     fn read_range(&self, info: &TensorInfo, offset: u64, out: &mut [u8]) -> Result<(), WeightsError> {
-        let missing = || WeightsError::NoSuchTensor { model: self.name.clone(), name: info.name.clone() };
+        let missing = || self.no_such_tensor(&info.name);
         let source = self.sources.get(info.source).ok_or_else(missing)?;
         let start = info.offset.checked_add(offset).ok_or_else(missing)?;
         Ok(source.read_at(start, out)?)
@@ -269,6 +315,44 @@ impl Checkpoint {
         let hash =
             fingerprint::of(&self.config, tensors, |info, offset, out| self.read_range(info, offset, out))?;
         Ok(*self.fingerprint.get_or_init(|| hash))
+    }
+}
+
+/// Rows of one tensor, read from the file when they are wanted: an embedding that is only looked up in takes no
+/// memory, but for what the operating system keeps of the file. The file stays open; it must not be written to.
+#[derive(Clone)]
+pub struct TensorRows {
+    source: Arc<dyn Source>,
+    info: TensorInfo,
+    row_bytes: usize,
+}
+
+impl TensorRows {
+    pub fn info(&self) -> &TensorInfo {
+        &self.info
+    }
+
+    /// Bytes of one row as stored.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Reads row `row`, as stored, into `out` of [`TensorRows::row_bytes`]. One read of the file.
+    ///
+    /// # Errors
+    /// [`WeightsError::Rows`] when there is no such row or `out` has another length, [`WeightsError::Source`].
+    pub fn read(&self, row: usize, out: &mut [u8]) -> Result<(), WeightsError> {
+        let (row_bytes, at) = (self.row_bytes as u64, row as u64);
+        let offset = at.checked_mul(row_bytes).and_then(|start| start.checked_add(self.info.offset));
+        match offset {
+            Some(offset) if row < self.info.rows && out.len() == self.row_bytes => {
+                Ok(self.source.read_at(offset, out)?)
+            }
+            _ => {
+                let rows = row..row.saturating_add(1);
+                Err(WeightsError::Rows { name: self.info.name.clone(), rows, bytes: out.len() })
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong between a path and a model. Context is added once; causes stay in the chain.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::config::ConfigError;
@@ -41,4 +42,6 @@ pub enum WeightsError {
     OutOfMemory { name: String, bytes: u64 },
     #[error("there is no tensor named {name:?} in {model}")]
     NoSuchTensor { model: String, name: String },
+    #[error("rows {}..{} of tensor {name:?} are not there to be read into {bytes} bytes", rows.start, rows.end)]
+    Rows { name: String, rows: Range<usize>, bytes: usize },
 }

@@ -45,6 +45,13 @@ pub struct TensorInfo {
     pub(crate) interleaved: bool,
 }
 
+impl TensorInfo {
+    /// Where it is stored, as something to sort by: which file, and where in it.
+    pub fn place(&self) -> (usize, u64) {
+        (self.source, self.offset)
+    }
+}
+
 /// A tensor the model needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Want {

@@ -26,7 +26,7 @@ pub mod safetensors;
 mod source;
 mod tokenizer;
 
-pub use checkpoint::{Checkpoint, Format, Tensor};
+pub use checkpoint::{Checkpoint, Format, Tensor, TensorRows};
 pub use config::{ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
 pub use error::WeightsError;
 pub use gguf::GgufVocab;

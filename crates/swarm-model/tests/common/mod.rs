@@ -14,20 +14,26 @@ use tempfile::TempDir;
 /// A toy model on disk. The folder goes when this goes.
 pub struct Opened {
     pub checkpoint: Checkpoint,
-    _dir: TempDir,
+    dir: TempDir,
+}
+
+impl Opened {
+    pub fn path(&self) -> &std::path::Path {
+        self.dir.path()
+    }
 }
 
 pub fn open_hf(model: &ToyModel, storage: Storage) -> Opened {
     let dir = tempfile::tempdir().unwrap();
     model.write_hf(dir.path(), storage).unwrap();
-    Opened { checkpoint: Checkpoint::open(dir.path()).unwrap(), _dir: dir }
+    Opened { checkpoint: Checkpoint::open(dir.path()).unwrap(), dir }
 }
 
 pub fn open_gguf(model: &ToyModel, matrices: GgufType) -> Opened {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("toy.gguf");
     model.write_gguf(&path, matrices).unwrap();
-    Opened { checkpoint: Checkpoint::open(&path).unwrap(), _dir: dir }
+    Opened { checkpoint: Checkpoint::open(&path).unwrap(), dir }
 }
 
 pub fn load(checkpoint: &Checkpoint, layers: Range<usize>) -> Stage {

@@ -211,6 +211,52 @@ fn reads_of(path: &Path, work: impl Fn(&Checkpoint)) -> (u64, Vec<Range<u64>>) {
     (opening, reads)
 }
 
+/// Ranges of rows, and single rows, are what reading the whole tensor gives, and read nothing else.
+#[test]
+fn rows_are_read_by_range() {
+    for toy in every_toy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("toy.gguf");
+        std::fs::write(&path, toy.gguf().bytes()).unwrap();
+        let (_, reads) = reads_of(&path, |checkpoint| {
+            for info in checkpoint.tensors() {
+                let whole = checkpoint.read(&info.name).unwrap().bytes;
+                let (unit, row_bytes) = (checkpoint.row_unit(info), whole.len() / info.rows);
+                for start in (0..=info.rows).step_by(unit) {
+                    for end in (start..=info.rows).step_by(unit) {
+                        let mut out = vec![0xa5; (end - start) * row_bytes];
+                        checkpoint.read_rows(info, start..end, &mut out).unwrap();
+                        assert!(
+                            out == whole[start * row_bytes..end * row_bytes],
+                            "{} {start}..{end}",
+                            info.name
+                        );
+                    }
+                }
+                let mut short = vec![0; row_bytes];
+                for wrong in [info.rows..info.rows + 1, 0..0, 0..info.rows + 1] {
+                    let refused = checkpoint.read_rows(info, wrong, &mut short);
+                    assert!(matches!(refused, Err(WeightsError::Rows { .. })), "{}", info.name);
+                }
+                if unit > 1 {
+                    assert!(checkpoint.read_rows(info, 0..1, &mut short).is_err(), "{}", info.name);
+                    assert!(checkpoint.rows(&info.name).is_err());
+                } else if let Ok(rows) = checkpoint.rows(&info.name) {
+                    for row in 0..info.rows {
+                        rows.read(row, &mut short).unwrap();
+                        assert!(short == whole[row * row_bytes..][..row_bytes]);
+                    }
+                    assert!(rows.read(info.rows, &mut short).is_err());
+                    assert!(rows.read(0, &mut short[1..]).is_err());
+                }
+            }
+            assert!(checkpoint.rows(EMBED).is_ok());
+        });
+        let end = std::fs::metadata(&path).unwrap().len();
+        assert!(reads.iter().all(|range| range.end <= end));
+    }
+}
+
 /// A stage reads its own tensors, each byte once, and nothing else; opening reads headers only.
 #[test]
 fn a_stage_reads_only_its_own_bytes() {
