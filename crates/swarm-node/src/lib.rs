@@ -20,6 +20,7 @@ mod heal;
 mod local;
 mod lookout;
 pub mod machine;
+mod perplexity;
 mod room;
 mod runner;
 mod serve;
@@ -37,6 +38,7 @@ pub use engine::{
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
 pub use local::LocalWorkers;
+pub use perplexity::{TextScore, score_text};
 pub use room::{SearchEvent, WorkerSearch};
 pub use serve::StageEvent;
 pub use stage_loop::StepDone;

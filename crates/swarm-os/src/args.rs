@@ -61,6 +61,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Measure prefill, decode, memory and the ring's own cost
     Bench(BenchArgs),
+    /// How likely a text is to a model, and whether fast kernels or small weights change it
+    Perplexity(PerplexityArgs),
     /// List the models on this computer
     Models(ModelsArgs),
     /// Copy the swarm's secret to another computer
@@ -222,6 +224,33 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+/// Definitions of what `perplexity` prints, shown under its `--help`.
+const PERPLEXITY_TERMS: &str = "\
+The text is cut into windows of --context tokens; each begins with the last token of the one before, so that every
+token but the first is predicted once.
+
+log_probability_sum       sum over the tokens of ln(probability the model gave it)
+perplexity                e ^ (-log_probability_sum / tokens)";
+
+#[derive(Debug, Args)]
+#[command(after_help = PERPLEXITY_TERMS)]
+pub struct PerplexityArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// The text, in a file; `-` reads it from standard input [default: a short story that comes with the program]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<String>,
+    /// Hold all weights as f32, at four bytes each: the reference that quantized arithmetic is held against
+    #[arg(long)]
+    pub dequantized: bool,
+    /// Also by the scalar kernels and by f32 weights: the first must be equal to the bit, the second within 0.5 %
+    #[arg(long, conflicts_with = "dequantized")]
+    pub compare: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct ModelsArgs {
     /// One JSON object
@@ -253,6 +282,23 @@ pub struct ModelArgs {
     pub kv: Kv,
     #[command(flatten)]
     pub compute: ComputeArgs,
+}
+
+impl ModelArgs {
+    /// The same arguments for another process.
+    pub fn words(&self) -> Vec<String> {
+        let mut words = vec![format!("--model={}", self.model)];
+        words.extend(self.context.map(|context| format!("--context={context}")));
+        words.push(format!("--kv={}", if matches!(self.kv, Kv::F16) { "f16" } else { "f32" }));
+        let ComputeArgs { threads, cores, memory } = &self.compute;
+        words.extend(threads.map(|threads| format!("--threads={threads}")));
+        words.extend(cores.as_ref().map(|cores| {
+            let cores: Vec<String> = cores.iter().map(ToString::to_string).collect();
+            format!("--cores={}", cores.join(","))
+        }));
+        words.extend(memory.as_ref().map(|memory| format!("--memory={memory}")));
+        words
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

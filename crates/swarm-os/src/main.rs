@@ -42,6 +42,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Verify(args) => commands::verify::verify(args),
         Command::Demo(args) => commands::demo::demo(args),
         Command::Bench(args) => commands::bench::bench(args),
+        Command::Perplexity(args) => commands::perplexity::perplexity(args),
         Command::Models(args) => commands::models::models(args),
         Command::Secret(command) => commands::secret::secret(command),
     }

@@ -86,13 +86,7 @@ impl Start {
         let nodes = local_nodes(ring, cut.as_deref(), search)?;
         let peers = ring.peer.iter().map(|peer| peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
         let (folders, identity) = identity()?;
-        let mut config = EngineConfig::new(path_text(&model.model, &path));
-        config.context = model.context;
-        config.kv_type = match model.kv {
-            Kv::F16 => KvType::F16,
-            Kv::F32 => KvType::F32,
-        };
-        compute(&model.compute, &mut config)?;
+        let mut config = model_config(model, &path)?;
         config.sessions_max = SESSIONS;
         config.state_dir = Some(folders.state().to_path_buf());
         let mut local = None;
@@ -132,6 +126,18 @@ impl Start {
         let identity = self.identity.another_instance()?;
         Ok(Self { config, identity, local: None })
     }
+}
+
+/// What `model` says, for an engine that is alone.
+pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineConfig, Failure> {
+    let mut config = EngineConfig::new(path_text(&model.model, path));
+    config.context = model.context;
+    config.kv_type = match model.kv {
+        Kv::F16 => KvType::F16,
+        Kv::F32 => KvType::F32,
+    };
+    compute(&model.compute, &mut config)?;
+    Ok(config)
 }
 
 /// Opens the model, so that one that cannot be used is told before any worker is started.

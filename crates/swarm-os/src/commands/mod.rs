@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod demo;
 pub mod models;
+pub mod perplexity;
 pub mod plan;
 pub mod run;
 pub mod secret;

@@ -15,7 +15,9 @@ fn help_of_the_whole() {
 
 #[test]
 fn help_of_every_command() {
-    for command in ["worker", "chat", "run", "plan", "verify", "demo", "bench", "models", "secret"] {
+    for command in
+        ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "models", "secret"]
+    {
         insta::assert_snapshot!(command, help(&[command, "--help"]));
     }
 }

@@ -6,5 +6,6 @@ mod console;
 mod discovery;
 mod faults;
 mod help;
+mod perplexity;
 mod real_model;
 mod ring;
