@@ -102,50 +102,64 @@ fn u16_at(bytes: &[u8], at: usize) -> u16 {
 /// Reads the 32 weights number `part` (0 for 32-blocks, 0..8 for 256-blocks) of the block in `bytes`.
 ///
 /// `bytes` is exactly one block of `dtype`; layouts are those of GGUF (`gguf-py/gguf/quants.py` states them).
-#[inline(always)]
 pub(crate) fn decode(dtype: DType, bytes: &[u8], part: usize) -> Codes {
     debug_assert_eq!(bytes.len(), dtype.block_bytes());
-    match dtype {
+    let q = match dtype {
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no codes"),
-        DType::Q4_0 => Codes { d: u16_at(bytes, 0), s: [1; 2], q: nibbles(&bytes[2..18], -8), ..Codes::ZERO },
-        DType::Q4_1 => Codes {
-            d: u16_at(bytes, 0),
-            m: u16_at(bytes, 2),
-            s: [1; 2],
-            q: nibbles(&bytes[4..20], 0),
-            t: [0; 2],
-        },
-        DType::Q5_0 => {
-            let q = fifth_bit(nibbles(&bytes[6..22], 0), &bytes[2..6], -16);
-            Codes { d: u16_at(bytes, 0), s: [1; 2], q, ..Codes::ZERO }
-        }
-        DType::Q5_1 => {
-            let q = fifth_bit(nibbles(&bytes[8..24], 0), &bytes[4..8], 0);
-            Codes { d: u16_at(bytes, 0), m: u16_at(bytes, 2), s: [1; 2], q, t: [0; 2] }
-        }
-        DType::Q8_0 => {
-            let q = std::array::from_fn(|i| bytes[2 + i] as i8);
-            Codes { d: u16_at(bytes, 0), s: [1; 2], q, ..Codes::ZERO }
-        }
+        DType::Q4_0 => nibbles(&bytes[2..18], -8),
+        DType::Q4_1 => nibbles(&bytes[4..20], 0),
+        DType::Q5_0 => fifth_bit(nibbles(&bytes[6..22], 0), &bytes[2..6], -16),
+        DType::Q5_1 => fifth_bit(nibbles(&bytes[8..24], 0), &bytes[4..8], 0),
+        DType::Q8_0 => std::array::from_fn(|i| bytes[2 + i] as i8),
         DType::Q2_K => q2_k(bytes, part),
         DType::Q3_K => q3_k(bytes, part),
-        DType::Q4_K => {
-            let (s, t) = six_bit_scales(&bytes[4..16], part);
-            let q = nibble_half(&bytes[16 + 32 * (part / 2)..][..32], part % 2);
-            Codes { d: u16_at(bytes, 0), m: u16_at(bytes, 2), s: [s as i8; 2], t: [t; 2], q }
-        }
+        DType::Q4_K => nibble_half(&bytes[16 + 32 * (part / 2)..][..32], part % 2),
         DType::Q5_K => {
-            let (s, t) = six_bit_scales(&bytes[4..16], part);
             let low = nibble_half(&bytes[48 + 32 * (part / 2)..][..32], part % 2);
-            let q = std::array::from_fn(|i| low[i] | ((((bytes[16 + i] >> part) & 1) << 4) as i8));
-            Codes { d: u16_at(bytes, 0), m: u16_at(bytes, 2), s: [s as i8; 2], t: [t; 2], q }
+            std::array::from_fn(|i| low[i] | ((((bytes[16 + i] >> part) & 1) << 4) as i8))
         }
         DType::Q6_K => q6_k(bytes, part),
+    };
+    Codes { q, ..decode_scales(dtype, bytes, part) }
+}
+
+/// As [`decode`], with all codes 0.
+#[inline(always)]
+pub(crate) fn decode_scales(dtype: DType, bytes: &[u8], part: usize) -> Codes {
+    let one = Codes { d: u16_at(bytes, 0), s: [1; 2], ..Codes::ZERO };
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no codes"),
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 => one,
+        DType::Q4_1 | DType::Q5_1 => Codes { m: u16_at(bytes, 2), ..one },
+        // 16 bytes of scale and min nibbles, 64 bytes of 2-bit codes, d, dmin
+        DType::Q2_K => {
+            let (lo, hi) = (bytes[2 * part], bytes[2 * part + 1]);
+            let (s, t) = ([(lo & 15) as i8, (hi & 15) as i8], [lo >> 4, hi >> 4]);
+            Codes { d: u16_at(bytes, 80), m: u16_at(bytes, 82), s, t, ..Codes::ZERO }
+        }
+        // 32 bytes of third bits, 64 bytes of low bits, 12 bytes of 6-bit scales, d
+        DType::Q3_K => {
+            let s = [2 * part, 2 * part + 1].map(|j| {
+                let low = (bytes[96 + j % 8] >> (4 * (j / 8))) & 15;
+                let high = (bytes[104 + j % 4] >> (2 * (j / 4))) & 3;
+                (low | (high << 4)) as i8 - 32
+            });
+            Codes { d: u16_at(bytes, 108), s, ..Codes::ZERO }
+        }
+        // d, dmin, 12 bytes of 6-bit scales and mins, codes
+        DType::Q4_K | DType::Q5_K => {
+            let (s, t) = six_bit_scales(&bytes[4..16], part);
+            Codes { m: u16_at(bytes, 2), s: [s as i8; 2], t: [t; 2], ..one }
+        }
+        // 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, d
+        DType::Q6_K => {
+            let s = [bytes[192 + 2 * part] as i8, bytes[193 + 2 * part] as i8];
+            Codes { d: u16_at(bytes, 208), s, ..Codes::ZERO }
+        }
     }
 }
 
 /// 16 bytes to 32 codes: low nibbles first, then high nibbles.
-#[inline(always)]
 fn nibbles(bytes: &[u8], offset: i8) -> [i8; 32] {
     std::array::from_fn(|i| {
         let byte = bytes[i % 16];
@@ -154,13 +168,11 @@ fn nibbles(bytes: &[u8], offset: i8) -> [i8; 32] {
 }
 
 /// Adds bit `i` of the 32-bit word in `high` as bit 4 of code `i`.
-#[inline(always)]
 fn fifth_bit(low: [i8; 32], high: &[u8], offset: i8) -> [i8; 32] {
     std::array::from_fn(|i| (low[i] | ((((high[i / 8] >> (i % 8)) & 1) << 4) as i8)) + offset)
 }
 
 /// 32 bytes to 32 codes: the low or the high nibble of each.
-#[inline(always)]
 fn nibble_half(bytes: &[u8], high: usize) -> [i8; 32] {
     std::array::from_fn(|i| ((bytes[i] >> (4 * high)) & 15) as i8)
 }
@@ -176,55 +188,30 @@ fn six_bit_scales(bytes: &[u8], part: usize) -> (u8, u8) {
     }
 }
 
-/// Q2_K: 16 bytes of scale and min nibbles, 64 bytes of 2-bit codes, d, dmin.
-#[inline(always)]
-fn q2_k(bytes: &[u8], part: usize) -> Codes {
+/// The codes of Q2_K.
+fn q2_k(bytes: &[u8], part: usize) -> [i8; 32] {
     let codes = &bytes[16 + 32 * (part / 4)..][..32];
-    let (lo, hi) = (bytes[2 * part], bytes[2 * part + 1]);
-    Codes {
-        q: std::array::from_fn(|i| ((codes[i] >> (2 * (part % 4))) & 3) as i8),
-        d: u16_at(bytes, 80),
-        m: u16_at(bytes, 82),
-        s: [(lo & 15) as i8, (hi & 15) as i8],
-        t: [lo >> 4, hi >> 4],
-    }
+    std::array::from_fn(|i| ((codes[i] >> (2 * (part % 4))) & 3) as i8)
 }
 
-/// Q3_K: 32 bytes of third bits, 64 bytes of low bits, 12 bytes of 6-bit scales, d.
-#[inline(always)]
-fn q3_k(bytes: &[u8], part: usize) -> Codes {
-    let (third, low, scales) = (&bytes[..32], &bytes[32 + 32 * (part / 4)..][..32], &bytes[96..108]);
-    let scale = |j: usize| {
-        let bits =
-            ((scales[j % 8] >> (4 * (j / 8))) & 15) | (((scales[8 + j % 4] >> (2 * (j / 4))) & 3) << 4);
-        bits as i8 - 32
-    };
-    Codes {
-        q: std::array::from_fn(|i| {
-            let bits = ((low[i] >> (2 * (part % 4))) & 3) | (((third[i] >> part) & 1) << 2);
-            bits as i8 - 4
-        }),
-        d: u16_at(bytes, 108),
-        s: [scale(2 * part), scale(2 * part + 1)],
-        ..Codes::ZERO
-    }
+/// The codes of Q3_K.
+fn q3_k(bytes: &[u8], part: usize) -> [i8; 32] {
+    let (third, low) = (&bytes[..32], &bytes[32 + 32 * (part / 4)..][..32]);
+    std::array::from_fn(|i| {
+        let bits = ((low[i] >> (2 * (part % 4))) & 3) | (((third[i] >> part) & 1) << 2);
+        bits as i8 - 4
+    })
 }
 
-/// Q6_K: 128 bytes of low nibbles, 64 bytes of high bit pairs, 16 signed scales, d.
-#[inline(always)]
-fn q6_k(bytes: &[u8], part: usize) -> Codes {
+/// The codes of Q6_K.
+fn q6_k(bytes: &[u8], part: usize) -> [i8; 32] {
     let (half, quarter) = (part / 4, part % 4);
     let low = &bytes[64 * half + 32 * (quarter % 2)..][..32];
     let high = &bytes[128 + 32 * half..][..32];
-    Codes {
-        q: std::array::from_fn(|i| {
-            let bits = ((low[i] >> (4 * (quarter / 2))) & 15) | (((high[i] >> (2 * quarter)) & 3) << 4);
-            bits as i8 - 32
-        }),
-        d: u16_at(bytes, 208),
-        s: [bytes[192 + 2 * part] as i8, bytes[193 + 2 * part] as i8],
-        ..Codes::ZERO
-    }
+    std::array::from_fn(|i| {
+        let bits = ((low[i] >> (4 * (quarter / 2))) & 15) | (((high[i] >> (2 * quarter)) & 3) << 4);
+        bits as i8 - 32
+    })
 }
 
 /// Turns stored weights into f32. `bytes` is any whole number of blocks; `out` has one place per value.

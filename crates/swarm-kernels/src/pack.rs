@@ -20,7 +20,7 @@
 //! single bits   (3, 5: top)            1 vector:  quad g shifted by g
 //! ```
 
-use crate::block::{Codes, Format, Scheme, decode};
+use crate::block::{Codes, Format, Scheme, decode_scales};
 use crate::buffer::Buffer;
 use crate::dtype::DType;
 
@@ -120,7 +120,7 @@ fn take_u16(bytes: &[u8], at: usize) -> u16 {
 
 /// Lays out whole groups: `rows` is stored rows of `row_bytes` each, from the first row of the first group in `out` on.
 ///
-/// The last group may have fewer than eight rows; the lanes of the others stay zero. Costs some two cycles per byte.
+/// The last group may have fewer than eight rows; the lanes of the others stay zero.
 pub(crate) fn pack_groups(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     if row_bytes == 0 {
         return;
@@ -166,95 +166,117 @@ fn pack_group(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], ou
 fn pack_group_of(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     let format = Format::of(dtype).expect("quantized");
     let (block_bytes, parts) = (dtype.block_bytes(), dtype.block_len() / 32);
-    // A lane without a row holds zero bits everywhere.
-    let absent = Codes { q: [-format.offset as i8; 32], ..Codes::ZERO };
-    let mut codes = [absent; LANES];
-    for stored in 0..shape.blocks / parts {
-        for part in 0..parts {
-            for (row, codes) in rows.chunks_exact(row_bytes).zip(&mut codes) {
-                *codes = decode(dtype, &row[stored * block_bytes..][..block_bytes], part);
-            }
-            put(format, shape, out, stored * parts + part, &codes);
-        }
-    }
-}
-
-/// Writes one number of each row as eight f16 or byte pairs.
-#[inline(always)]
-fn put_lanes(out: &mut [u8], at: usize, value: impl Fn(usize) -> u16) {
-    for (lane, place) in out[at..at + 2 * LANES].as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        *place = value(lane).to_le_bytes();
-    }
-}
-
-/// Writes block `block` of all eight rows of a group.
-#[inline(always)]
-fn put(format: Format, shape: GroupShape, out: &mut [u8], block: usize, codes: &[Codes; LANES]) {
+    let (supers, rest) = out.split_at_mut(shape.scales);
+    let (scales, planes) = rest.split_at_mut(shape.planes - shape.scales);
     let (super_bytes, scale_bytes) = entry_bytes(format.scheme);
-    let (super_at, scale_at) = (block / 8 * super_bytes, shape.scales + block * scale_bytes);
-    put_lanes(out, scale_at, |lane| {
-        let Codes { d, s, t, .. } = codes[lane];
-        match format.scheme {
-            Scheme::Scale | Scheme::ScaleMin => d,
-            Scheme::SuperMin => u16::from_le_bytes([s[0] as u8, t[0]]),
-            Scheme::Super16 => u16::from_le_bytes([s[0] as u8, s[1] as u8]),
-            Scheme::Super16Min => u16::from_le_bytes([s[0] as u8 | (t[0] << 4), s[1] as u8 | (t[1] << 4)]),
+    for (lane, row) in rows.chunks_exact(row_bytes).take(LANES).enumerate() {
+        let scales = scales.chunks_exact_mut(scale_bytes);
+        let mut entries = scales.zip(planes.chunks_exact_mut(32 * format.bits));
+        for (index, stored) in row.chunks_exact(block_bytes).enumerate() {
+            for (part, (scales, planes)) in (0..parts).zip(&mut entries) {
+                put_scales(format.scheme, &decode_scales(dtype, stored, part), scales, lane);
+                put_codes(format, &quads(dtype, stored, part), planes, lane);
+            }
+            if super_bytes > 0 {
+                // 256-blocks, one entry each.
+                let entry = &mut supers[index * super_bytes..][..super_bytes];
+                let Codes { d, m, .. } = decode_scales(dtype, stored, 0);
+                put_u16(entry, 2 * lane, d);
+                if super_bytes == 32 {
+                    put_u16(entry, 16 + 2 * lane, m);
+                }
+            }
         }
-    });
-    if format.scheme == Scheme::ScaleMin {
-        put_lanes(out, scale_at + 2 * LANES, |lane| codes[lane].m);
     }
-    if super_bytes > 0 {
-        put_lanes(out, super_at, |lane| codes[lane].d);
-    }
-    if super_bytes == 32 {
-        put_lanes(out, super_at + 2 * LANES, |lane| codes[lane].m);
-    }
-    let planes = &mut out[shape.planes + block * 32 * format.bits..][..32 * format.bits];
-    put_planes(format, &quads(format, codes), planes);
 }
 
-/// The vectors `V_g`: quad `g` of row `lane` is number `lane` of vector `g`, offset added again.
 #[inline(always)]
-fn quads(format: Format, codes: &[Codes; LANES]) -> [[u32; LANES]; 8] {
-    let mut quads = [[0; LANES]; 8];
-    for (lane, codes) in codes.iter().enumerate() {
-        let stored = codes.q.map(|q| (q as u8).wrapping_add(format.offset as u8));
-        for (quad, bytes) in quads.iter_mut().zip(stored.as_chunks::<4>().0) {
-            quad[lane] = u32::from_le_bytes(*bytes);
-        }
-    }
-    quads
+fn put_u16(out: &mut [u8], at: usize, value: u16) {
+    out[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-/// The codes of a byte stay below the next one's, so whole vectors can be shifted and joined.
+/// Writes one row's numbers into a block's entry of the scales.
 #[inline(always)]
-fn put_planes(format: Format, quads: &[[u32; LANES]; 8], planes: &mut [u8]) {
-    let mut write = |at: usize, vector: [u32; LANES]| {
-        for (place, value) in planes[at..at + 4 * LANES].as_chunks_mut::<4>().0.iter_mut().zip(vector) {
-            *place = value.to_le_bytes();
-        }
+fn put_scales(scheme: Scheme, codes: &Codes, out: &mut [u8], lane: usize) {
+    let Codes { d, m, s, t, .. } = *codes;
+    let pair = match scheme {
+        Scheme::Scale | Scheme::ScaleMin => d,
+        Scheme::SuperMin => u16::from_le_bytes([s[0] as u8, t[0]]),
+        Scheme::Super16 => u16::from_le_bytes([s[0] as u8, s[1] as u8]),
+        Scheme::Super16Min => u16::from_le_bytes([s[0] as u8 | (t[0] << 4), s[1] as u8 | (t[1] << 4)]),
+    };
+    put_u16(out, 2 * lane, pair);
+    if scheme == Scheme::ScaleMin {
+        put_u16(out, 16 + 2 * lane, m);
+    }
+}
+
+/// Writes one row's codes into a block's planes: a 32-bit word of each vector.
+///
+/// The codes of a byte stay below the next one's, so whole words can be shifted and joined.
+#[inline(always)]
+fn put_codes(format: Format, q: &[u32; 8], planes: &mut [u8], lane: usize) {
+    let mut write = |at: usize, word: u32| {
+        planes[at + 4 * lane..at + 4 * lane + 4].copy_from_slice(&word.to_le_bytes());
     };
     if format.bits == 8 {
-        quads.iter().enumerate().for_each(|(g, quad)| write(32 * g, *quad));
+        q.iter().enumerate().for_each(|(g, &word)| write(32 * g, word));
         return;
     }
-    // Number `lane` of the vector that holds bits `low ..` of the quads `first, first + step, ...`, `width` bits each.
-    let join = |first: usize, step: usize, low: usize, width: usize, lane: usize| {
-        let mask = 0x0101_0101 * ((1 << width) - 1);
-        let quads = quads[first..].iter().step_by(step).enumerate();
-        quads.fold(0, |joined, (i, quad)| joined | (((quad[lane] >> low) & mask) << (width * i)))
-    };
     let (nibbles, pairs, singles) = plane_offsets(format.bits);
     if let Some(at) = nibbles {
-        (0..4).for_each(|p| write(at + 32 * p, std::array::from_fn(|lane| join(p, 4, 0, 4, lane))));
+        (0..4).for_each(|p| write(at + 32 * p, (q[p] & each(15)) | ((q[p + 4] & each(15)) << 4)));
     }
     if let Some(at) = pairs {
         let low = if nibbles.is_some() { 4 } else { 0 };
-        (0..2).for_each(|p| write(at + 32 * p, std::array::from_fn(|lane| join(p, 2, low, 2, lane))));
+        let two = q.map(|word| (word >> low) & each(3));
+        (0..2).for_each(|p| {
+            write(at + 32 * p, two[p] | (two[p + 2] << 2) | (two[p + 4] << 4) | (two[p + 6] << 6));
+        });
     }
     if let Some(at) = singles {
-        write(at, std::array::from_fn(|lane| join(0, 1, format.bits - 1, 1, lane)));
+        let top = q.map(|word| (word >> (format.bits - 1)) & each(1));
+        write(at, (0..8).fold(0, |joined, g| joined | (top[g] << g)));
+    }
+}
+
+/// `byte` in each of the four bytes of a word.
+#[inline(always)]
+const fn each(byte: u32) -> u32 {
+    byte * 0x0101_0101
+}
+
+/// The 32 codes of a row as stored, with their offset: code `4 g + j` is byte `j` of word `g`. Layouts are those that
+/// [`decode`](crate::block::decode) reads; here four codes move at a time.
+#[inline(always)]
+fn quads(dtype: DType, bytes: &[u8], part: usize) -> [u32; 8] {
+    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let words = |at: usize, shift: usize, byte: u32| {
+        std::array::from_fn::<_, 8, _>(|g| (word(at + 4 * g) >> shift) & each(byte))
+    };
+    let nibbles =
+        |at: usize| std::array::from_fn::<_, 8, _>(|g| (word(at + 4 * (g % 4)) >> (g & 4)) & each(15));
+    // Four bits, one to each byte: the factor puts bit `j` at `8 j`.
+    let spread = |high: u32, g: usize| (((high >> (4 * g)) & 15) * 0x0020_4081) & each(1);
+    let join = |low: [u32; 8], high: [u32; 8], shift: usize| {
+        std::array::from_fn::<_, 8, _>(|g| low[g] | (high[g] << shift))
+    };
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no codes"),
+        DType::Q4_0 => nibbles(2),
+        DType::Q4_1 => nibbles(4),
+        DType::Q5_0 => join(nibbles(6), std::array::from_fn(|g| spread(word(2), g)), 4),
+        DType::Q5_1 => join(nibbles(8), std::array::from_fn(|g| spread(word(4), g)), 4),
+        DType::Q8_0 => words(2, 0, 255),
+        DType::Q2_K => words(16 + 32 * (part / 4), 2 * (part % 4), 3),
+        DType::Q3_K => join(words(32 + 32 * (part / 4), 2 * (part % 4), 3), words(0, part, 1), 2),
+        DType::Q4_K => words(16 + 32 * (part / 2), 4 * (part % 2), 15),
+        DType::Q5_K => join(words(48 + 32 * (part / 2), 4 * (part % 2), 15), words(16, part, 1), 4),
+        DType::Q6_K => {
+            let (half, quarter) = (part / 4, part % 4);
+            let low = words(64 * half + 32 * (quarter % 2), 4 * (quarter / 2), 15);
+            join(low, words(128 + 32 * half, 2 * quarter, 3), 4)
+        }
     }
 }
 
@@ -305,6 +327,7 @@ fn take(format: Format, shape: GroupShape, group: &[u8], block: usize, lane: usi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::decode;
     use proptest::prelude::*;
 
     proptest! {
