@@ -6,10 +6,13 @@
 //! `floor(2^40 * e^((logit - max) / temperature))`. Integer sums are exact in any order, so neither
 //! the sort nor the number of survivors can move the draw; a token a trillion times less likely than
 //! the best one weighs nothing.
+//!
+//! The vocabulary is large and few tokens matter, so it is read in chunks: a chunk's largest logit says whether any of
+//! its tokens can weigh anything, and which chunks hold the most likely ones.
 
 use std::cmp::Ordering;
 
-use swarm_kernels::math;
+use swarm_kernels::{exp_in_place, math};
 
 use crate::random::uniform_bits;
 
@@ -21,6 +24,10 @@ const WEIGHT_ONE: f32 = (1u64 << 40) as f32;
 const SCALED_MIN: f32 = -28.0;
 /// How many tokens are put in order first; most draws end among them.
 const SORT_FIRST: usize = 64;
+/// Logits that share a largest one.
+const CHUNK: usize = 64;
+/// Chunks whose exponentials are taken together.
+const BLOCK: usize = 16;
 
 /// How a token is picked. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,6 +65,9 @@ pub enum SampleError {
 #[derive(Default)]
 pub struct SampleScratch {
     logits: Vec<f32>,
+    /// The largest logit of each chunk; and once more, to select from.
+    largest: Vec<f32>,
+    order: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -81,7 +91,8 @@ impl Candidate {
 /// have in the session; with `seed` it keys the random stream. NaN never wins. Parameters out of
 /// range give some token, never a panic; checking them is the caller's part.
 ///
-/// Costs one pass over the vocabulary when greedy, a few and a partial sort otherwise.
+/// Costs one pass over the vocabulary when greedy or with top-k; else one more, with an exponential per token that can
+/// weigh anything; and the order of a few.
 ///
 /// # Errors
 /// [`SampleError::NotFinite`] when no logit is finite, or the largest is infinite.
@@ -92,52 +103,123 @@ pub fn sample(
     position: u64,
     scratch: &mut SampleScratch,
 ) -> Result<u32, SampleError> {
-    let SampleScratch { logits: penalised, candidates } = scratch;
+    let SampleScratch { logits: penalised, largest, order, candidates } = scratch;
     let logits = if sampling.repetition_penalty == 1.0 {
         logits
     } else {
         penalise(logits, sampling.repetition_penalty, history, penalised);
         penalised
     };
-    let best = argmax(logits)?;
+    largest.clear();
+    largest.extend(logits.chunks(CHUNK).map(largest_of));
+    let best = argmax(logits, largest)?;
     if sampling.temperature < TEMPERATURE_MIN {
         return Ok(best.id);
     }
 
-    let inverse_temperature = math::recip(sampling.temperature);
-    let scaled = |candidate: Candidate| (candidate.logit - best.logit) * inverse_temperature;
+    let scale = Scale { best: best.logit, inverse_temperature: math::recip(sampling.temperature) };
     candidates.clear();
-    candidates.extend(numbered(logits).filter(|&candidate| scaled(candidate) > SCALED_MIN)); // never NaN
-    let mut ranked = Ranked { candidates, sorted: 0 };
-    ranked.keep_top_k(sampling.top_k);
-
-    let weight = |candidate: Candidate| {
-        let weight = math::exp(scaled(candidate)) * WEIGHT_ONE;
-        (weight as u64).min(WEIGHT_ONE as u64) // more only at a temperature that is out of range
-    };
-    let kept = ranked.kept_weight(sampling, weight);
+    let limit = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
+    let mut ranked =
+        Ranked { logits, largest, scale, order, candidates, limit, above: f32::INFINITY, complete: false };
+    let kept = ranked.kept_weight(sampling);
     let bits = uniform_bits(sampling.seed, position, 0);
     let mut target = ((u128::from(bits) * u128::from(kept)) >> 64) as u64; // uniform in 0..kept
-    for index in 0..ranked.candidates.len() {
-        let candidate = ranked.at(index);
-        match target.checked_sub(weight(candidate)) {
+    let mut index = 0;
+    while let Some(candidate) = ranked.at(index) {
+        match target.checked_sub(scale.weight(candidate.logit)) {
             Some(rest) => target = rest,
             None => return Ok(candidate.id),
         }
+        index += 1;
     }
     Ok(best.id) // only when nothing weighs anything, as for a temperature of NaN
 }
 
-fn numbered(logits: &[f32]) -> impl Iterator<Item = Candidate> + '_ {
-    (0u32..).zip(logits).map(|(id, &logit)| Candidate { logit, id })
+/// From logits to weights.
+#[derive(Clone, Copy)]
+struct Scale {
+    best: f32,
+    inverse_temperature: f32,
+}
+
+impl Scale {
+    fn scaled(&self, logit: f32) -> f32 {
+        (logit - self.best) * self.inverse_temperature
+    }
+
+    /// False for what weighs nothing, and for NaN. Falls with the logit.
+    fn matters(&self, logit: f32) -> bool {
+        self.scaled(logit) > SCALED_MIN
+    }
+
+    fn weight(&self, logit: f32) -> u64 {
+        if self.matters(logit) { weight_of(math::exp(self.scaled(logit))) } else { 0 }
+    }
+
+    /// What all tokens weigh together. Chunks without a token that matters are passed over.
+    fn sum(&self, logits: &[f32], largest: &[f32]) -> u64 {
+        let mut buffer = [0.0; BLOCK * CHUNK];
+        let mut sum = 0;
+        for (logits, largest) in logits.chunks(BLOCK * CHUNK).zip(largest.chunks(BLOCK)) {
+            if !largest.iter().any(|&logit| self.matters(logit)) {
+                continue;
+            }
+            let scaled = &mut buffer[..logits.len()];
+            for (scaled, &logit) in scaled.iter_mut().zip(logits) {
+                *scaled = self.scaled(logit);
+            }
+            exp_in_place(scaled);
+            sum += weight_sum(scaled);
+        }
+        sum
+    }
+}
+
+/// `floor(2^40 * exponential)`; more than 1 only at a temperature that is out of range.
+fn weight_of(exponential: f32) -> u64 {
+    ((exponential * WEIGHT_ONE) as u64).min(WEIGHT_ONE as u64)
+}
+
+/// The sum of [`weight_of`] over at most 2048 numbers, in halves of 20 bits that fit 32-bit lanes: a number times 2^20
+/// less its whole part is exact.
+fn weight_sum(exponentials: &[f32]) -> u64 {
+    const HALF: f32 = (1u32 << 20) as f32;
+    let (mut high, mut low) = (0u32, 0u32);
+    for &exponential in exponentials {
+        let scaled = HALF * if exponential > 1.0 { 1.0 } else { exponential };
+        let whole = scaled as i32; // NaN is 0, and nothing is negative
+        high = high.wrapping_add(whole as u32);
+        low = low.wrapping_add(((scaled - whole as f32) * HALF) as i32 as u32);
+    }
+    (u64::from(high) << 20) + u64::from(low)
+}
+
+/// The largest of at most a chunk of logits; NaN never is.
+fn largest_of(logits: &[f32]) -> f32 {
+    let larger = |max: f32, logit: f32| if logit > max { logit } else { max };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = logits.as_chunks::<16>();
+    for logits in whole {
+        for (max, &logit) in lanes.iter_mut().zip(logits) {
+            *max = larger(*max, logit);
+        }
+    }
+    rest.iter().chain(&lanes).fold(f32::NEG_INFINITY, |max, &logit| larger(max, logit))
 }
 
 /// The largest logit, the lowest id among equals.
-fn argmax(logits: &[f32]) -> Result<Candidate, SampleError> {
-    let start = Candidate { logit: f32::NEG_INFINITY, id: 0 };
-    // `>` is false for NaN, and for equals, of which the first then stays.
-    let best = numbered(logits).fold(start, |best, next| if next.logit > best.logit { next } else { best });
-    if best.logit.is_finite() { Ok(best) } else { Err(SampleError::NotFinite { vocab: logits.len() }) }
+fn argmax(logits: &[f32], largest: &[f32]) -> Result<Candidate, SampleError> {
+    let best = largest_of(largest);
+    let chunk = largest.iter().position(|&logit| logit == best).unwrap_or(0);
+    let start = chunk * CHUNK;
+    let within = logits.iter().skip(start).position(|&logit| logit == best);
+    match within {
+        Some(index) if best.is_finite() => {
+            Ok(Candidate { logit: best, id: (start + index) as u32 }) // a vocabulary is counted in u32
+        }
+        _ => Err(SampleError::NotFinite { vocab: logits.len() }),
+    }
 }
 
 /// CTRL, arXiv:1909.05858 section 4.1, with the sign rule of Hugging Face: the penalty always makes
@@ -155,52 +237,81 @@ fn penalise(logits: &[f32], penalty: f32, history: &[u32], out: &mut Vec<f32>) {
     }
 }
 
-/// Candidates of which the first `sorted` are the most likely ones, in order.
+/// The tokens in order of likelihood, as far as they were asked for.
 struct Ranked<'a> {
+    logits: &'a [f32],
+    /// The largest logit of each chunk.
+    largest: &'a [f32],
+    scale: Scale,
+    order: &'a mut Vec<f32>,
+    /// The most likely tokens, in order: all whose logit is `above` or larger.
     candidates: &'a mut Vec<Candidate>,
-    sorted: usize,
+    above: f32,
+    /// No token that matters is missing.
+    complete: bool,
+    /// Ranks from here on are dropped by top-k.
+    limit: usize,
 }
 
 impl Ranked<'_> {
-    fn keep_top_k(&mut self, top_k: u32) {
-        let keep = top_k as usize;
-        if keep > 0 && keep < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(keep - 1, Candidate::rank);
-            self.candidates.truncate(keep);
-        }
-    }
-
     /// The candidate of rank `index`; sorts as far as that needs, in growing steps.
-    fn at(&mut self, index: usize) -> Candidate {
-        if index >= self.sorted {
-            let end = (4 * index).max(SORT_FIRST).min(self.candidates.len());
-            let rest = &mut self.candidates[self.sorted..];
-            let count = end - self.sorted;
-            if count < rest.len() {
-                rest.select_nth_unstable_by(count, Candidate::rank);
-            }
-            rest[..count].sort_unstable_by(Candidate::rank);
-            self.sorted = end;
+    fn at(&mut self, index: usize) -> Option<Candidate> {
+        let mut want = (4 * index).max(SORT_FIRST).min(self.limit.max(1));
+        while index >= self.candidates.len() && !self.complete && index < self.limit {
+            self.grow(want);
+            want = want.saturating_mul(4);
         }
-        self.candidates[index]
+        self.candidates.get(index).copied().filter(|_| index < self.limit)
     }
 
-    /// What the tokens that top-p and min-p keep weigh together.
-    fn kept_weight(&mut self, sampling: &Sampling, weight: impl Fn(Candidate) -> u64) -> u64 {
-        let total: u64 = self.candidates.iter().map(|&candidate| weight(candidate)).sum();
+    /// Makes at least `want` candidates of those that matter: the `want` chunks with the largest logits each have one
+    /// that is not below the least of these.
+    fn grow(&mut self, want: usize) {
+        let mut above = f32::NEG_INFINITY;
+        if want < self.largest.len() {
+            self.order.clear();
+            self.order.extend_from_slice(self.largest);
+            let (_, &mut least, _) = self.order.select_nth_unstable_by(want - 1, |a, b| b.total_cmp(a));
+            above = least;
+        }
+        let from = self.candidates.len();
+        for (chunk, (logits, &largest)) in self.logits.chunks(CHUNK).zip(self.largest).enumerate() {
+            if largest < above || !self.scale.matters(largest) {
+                continue;
+            }
+            for (index, &logit) in logits.iter().enumerate() {
+                if logit >= above && logit < self.above && self.scale.matters(logit) {
+                    self.candidates.push(Candidate { logit, id: (chunk * CHUNK + index) as u32 });
+                }
+            }
+        }
+        self.candidates[from..].sort_unstable_by(Candidate::rank);
+        self.complete = above == f32::NEG_INFINITY || !self.scale.matters(above);
+        self.above = above;
+    }
+
+    /// What the tokens that top-k, top-p and min-p keep weigh together.
+    fn kept_weight(&mut self, sampling: &Sampling) -> u64 {
+        let scale = self.scale;
+        let total = if self.limit == usize::MAX {
+            scale.sum(self.logits, self.largest)
+        } else {
+            (0..self.limit).map_while(|index| self.at(index)).map(|next| scale.weight(next.logit)).sum()
+        };
         if sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
             return total;
         }
         let nucleus = (total as f64 * f64::from(sampling.top_p)).ceil() as u64;
         let floor = (f64::from(WEIGHT_ONE) * f64::from(sampling.min_p)).ceil() as u64;
-        let mut kept = 0;
-        for index in 0..self.candidates.len() {
-            let next = weight(self.at(index));
+        let (mut kept, mut index) = (0, 0);
+        while let Some(candidate) = self.at(index) {
+            let next = scale.weight(candidate.logit);
             // The most likely token is always kept, then all until either limit is reached.
             if index > 0 && (kept >= nucleus || next < floor.max(1)) {
                 break;
             }
             kept += next;
+            index += 1;
         }
         kept
     }
@@ -211,6 +322,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::philox4x32;
 
     fn pick(logits: &[f32], sampling: Sampling, history: &[u32], position: u64) -> u32 {
         sample(logits, &sampling, history, position, &mut SampleScratch::default()).unwrap()
@@ -228,7 +340,8 @@ mod tests {
                 *logit *= if *logit < 0.0 { penalty } else { math::recip(penalty) };
             }
         }
-        let mut ranked: Vec<Candidate> = numbered(&logits).filter(|c| !c.logit.is_nan()).collect();
+        let numbered = (0..).zip(&logits).map(|(id, &logit)| Candidate { logit, id });
+        let mut ranked: Vec<Candidate> = numbered.filter(|c| !c.logit.is_nan()).collect();
         ranked.sort_by(Candidate::rank);
         let best = ranked[0];
         if sampling.temperature < TEMPERATURE_MIN {
@@ -344,7 +457,41 @@ mod tests {
         }
     }
 
+    /// A vocabulary of many chunks, with equals and NaN, at temperatures from cold to hot: walks that end at once, and
+    /// walks that need every candidate.
+    #[test]
+    fn equals_its_slow_twin_on_a_large_vocabulary() {
+        let noise = |i: u32| (philox4x32([i, 0, 0, 0], [7, 7])[0] >> 8) as f32 / (1 << 24) as f32;
+        for (steps, vocab) in [(0.0f32, 49_152), (64.0, 30_011), (2.0, 5_000)] {
+            let mut logits: Vec<f32> = (0..vocab).map(|i| 24.0 * noise(i) * noise(i + 1)).collect();
+            if steps > 0.0 {
+                logits.iter_mut().for_each(|logit| *logit = (*logit * steps).round() / steps); // many equals
+            }
+            logits[777] = f32::NAN;
+            logits[779] = f32::NEG_INFINITY;
+            for position in 0..12 {
+                for temperature in [0.3, 1.0, 5.0, 300.0] {
+                    for (top_k, top_p, min_p) in
+                        [(0, 1.0, 0.0), (40, 1.0, 0.0), (3000, 0.9, 0.0), (0, 0.95, 0.0), (0, 1.0, 0.02)]
+                    {
+                        let sampling = Sampling { temperature, top_k, top_p, min_p, ..WARM };
+                        let want = pick_slowly(&logits, sampling, &[], position);
+                        assert_eq!(pick(&logits, sampling, &[], position), want, "{sampling:?}");
+                    }
+                }
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn sums_of_weights_are_exact(
+            exponentials in prop::collection::vec(prop_oneof![0.0f32..1.0, 0.0f32..1e-9, Just(1.0), Just(f32::NAN), Just(9.0)], 0..2048),
+        ) {
+            let want: u64 = exponentials.iter().map(|&exponential| weight_of(exponential)).sum();
+            prop_assert_eq!(weight_sum(&exponentials), want);
+        }
+
         #[test]
         fn equals_its_slow_twin(
             logits in prop::collection::vec(prop_oneof![9 => -8.0f32..8.0, 1 => Just(1.5f32), 1 => Just(f32::NAN)], 1..400),
