@@ -98,6 +98,8 @@ pub struct NodeReport {
     pub bytes_loaded: u64,
     /// Bytes of weights one decode step reads.
     pub weight_bytes_per_token: u64,
+    /// Bytes of KV rows that one position takes; known of this node itself.
+    pub kv_bytes_per_position: Option<u64>,
     /// Shortest control round trip measured lately; `None` for this node itself.
     pub round_trip_us: Option<u64>,
     /// What its heartbeats say.

@@ -22,6 +22,11 @@ pub fn peak_rss_of(process: u32) -> Option<u64> {
     proc_field(&format!("/proc/{process}/status"), "VmHWM:").map(|kib| kib.saturating_mul(1024))
 }
 
+/// Bytes of this process's own memory that are in huge pages; `None` where the system does not say.
+pub fn huge_page_bytes() -> Option<u64> {
+    proc_field("/proc/self/smaps_rollup", "AnonHugePages:").map(|kib| kib.saturating_mul(1024))
+}
+
 fn proc_field(file: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()

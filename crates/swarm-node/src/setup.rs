@@ -280,6 +280,9 @@ impl Assembly<'_> {
             layers: runner.stage().layers(),
             bytes_loaded: runner.stage().weight_bytes() as u64,
             weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
+            kv_bytes_per_position: Some(
+                runner.stage().kv_layout(self.config.kv_type).bytes_per_position() as u64
+            ),
             round_trip_us: None,
             state: NodeState::Up,
         }
@@ -309,6 +312,7 @@ impl Assembly<'_> {
                         layers: self.placement.stages[index + 1].layers.clone(),
                         bytes_loaded: ready.bytes_loaded,
                         weight_bytes_per_token: ready.weight_bytes_per_token,
+                        kv_bytes_per_position: None,
                         round_trip_us: None,
                         state: NodeState::Up,
                     });

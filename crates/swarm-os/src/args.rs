@@ -192,6 +192,12 @@ weight_bytes_per_token    weight bytes that one decode step reads, all nodes tog
 read_bandwidth_gb_s       sequential reads of a large buffer with the threads of one node, in 10^9 bytes/s
 decode_bandwidth_fraction decode tok/s of one session x weight_bytes_per_token / read bandwidth
 peak_rss_bytes            peak resident memory, this computer's processes together
+loading_rss_bytes         the same when the weights were loaded; one node only
+beyond_bytes              peak_rss_bytes less weights and KV rows of all sessions; one node only
+ready_ms                  from opening the model to ready for a prompt; one node only
+file_read_ms              reading the model's files front to back with one thread just before, from the
+                          page cache where they fit; one node only
+huge_page_bytes           memory in huge pages, of the first node; null where the system does not say
 hop_overhead_us_p50       (median of lap - sum of computes) / hops - half the shortest round trip of a link";
 
 #[derive(Debug, Args)]
@@ -226,8 +232,8 @@ pub struct BenchArgs {
 
 /// Definitions of what `perplexity` prints, shown under its `--help`.
 const PERPLEXITY_TERMS: &str = "\
-The text is cut into windows of --context tokens; each begins with the last token of the one before, so that every
-token but the first is predicted once.
+The text is cut into windows of --context tokens. Each begins with the last token of the one before,
+so that every token but the first is predicted once.
 
 log_probability_sum       sum over the tokens of ln(probability the model gave it)
 perplexity                e ^ (-log_probability_sum / tokens)";

@@ -142,6 +142,11 @@ impl Checkpoint {
         &self.name
     }
 
+    /// The names of the files that hold the weights: paths, for files.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().map(|source| source.name())
+    }
+
     pub fn format(&self) -> Format {
         self.format
     }

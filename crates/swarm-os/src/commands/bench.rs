@@ -39,6 +39,11 @@ struct BenchReport {
     read_bandwidth_gb_s: f64,
     decode_bandwidth_fraction: Option<f64>,
     peak_rss_bytes: Option<u64>,
+    loading_rss_bytes: Option<u64>,
+    beyond_bytes: Option<i64>,
+    ready_ms: Option<f64>,
+    file_read_ms: Option<f64>,
+    huge_page_bytes: Option<u64>,
     hop_overhead_us_p50: Option<f64>,
     lap_ms_p50: Option<f64>,
     nodes: Vec<BenchNode>,
@@ -74,7 +79,14 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     let cores = start.first_cores();
     let local = start.local.is_some();
     let progress = Progress::new(!local);
+    let alone = !local && start.config.search.at_most == 0;
+    let mut loading = if alone { Some(Loading::read(&start.config.model)?) } else { None };
+    let starting = Instant::now();
     let running = start.go(&progress)?;
+    if let Some(loading) = &mut loading {
+        loading.ready_ms = starting.elapsed().as_secs_f64() * 1e3;
+        loading.rss_bytes = machine::peak_rss();
+    }
     // A round that is not counted: memory is touched, pools are awake.
     round(&running.engine, args, args.sessions)?;
     let mut rounds = Vec::new();
@@ -84,6 +96,15 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     // The ring's cost and the bandwidth fraction are of one session, whose laps wait for nobody.
     let single = if args.sessions == 1 { None } else { Some(round(&running.engine, args, 1)?) };
     let mut report = report(args, &running, &rounds, single.as_ref(), threads.filter(|_| local));
+    report.huge_page_bytes = machine::huge_page_bytes();
+    if let Some(loading) = loading {
+        let kv = kv_bytes(&running, args.sessions.max(1));
+        let known = report.nodes.iter().map(|node| node.bytes_loaded).sum::<u64>().saturating_add(kv);
+        report.beyond_bytes = report.peak_rss_bytes.map(|peak| peak as i64 - known as i64);
+        report.loading_rss_bytes = loading.rss_bytes;
+        report.ready_ms = Some(loading.ready_ms);
+        report.file_read_ms = Some(loading.file_read_ms);
+    }
     drop(running);
     // Last, because its buffer would count as peak memory.
     report.read_bandwidth_gb_s = read_bandwidth(threads, cores)?;
@@ -95,7 +116,58 @@ pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
     } else {
         text::say(&words(&report))?
     }
+    if let Some(warning) = small_pages(report.huge_page_bytes, report.nodes.first()) {
+        text::note(&warning);
+    }
     Ok(())
+}
+
+/// What becoming ready takes, beside the least it could take.
+struct Loading {
+    file_read_ms: f64,
+    ready_ms: f64,
+    rss_bytes: Option<u64>,
+}
+
+impl Loading {
+    /// Reads the model's files twice: once so that the page cache has what it can hold, once to measure.
+    fn read(model: &str) -> Result<Self, Failure> {
+        let model = swarm_node::open_model(model)?;
+        let unread = |error| Failure::usage(format!("the model's files cannot be read: {error}"));
+        let mut buffer = vec![0; 1 << 20];
+        let mut read = || -> Result<f64, Failure> {
+            let start = Instant::now();
+            for file in model.files() {
+                let mut file = std::fs::File::open(file).map_err(unread)?;
+                while std::io::Read::read(&mut file, &mut buffer).map_err(unread)? > 0 {}
+            }
+            Ok(start.elapsed().as_secs_f64() * 1e3)
+        };
+        read()?;
+        Ok(Self { file_read_ms: read()?, ready_ms: 0.0, rss_bytes: None })
+    }
+}
+
+/// KV rows of `sessions` that came to their end, on the first node.
+fn kv_bytes(running: &Running, sessions: usize) -> u64 {
+    let positions = running.engine.context().next_multiple_of(swarm_kernels::TILE) as u64;
+    let nodes = running.engine.nodes();
+    let one = nodes.first().and_then(|node| node.kv_bytes_per_position).unwrap_or(0);
+    one.saturating_mul(positions).saturating_mul(sessions as u64)
+}
+
+/// One sentence when large weights are mostly in small pages. Nothing where the system does not say.
+fn small_pages(huge: Option<u64>, node: Option<&BenchNode>) -> Option<String> {
+    /// Smaller weights fit the translation buffers in small pages too.
+    const LARGE: u64 = 64 << 20;
+    let (huge, weights) = (huge?, node?.bytes_loaded);
+    (weights >= LARGE && huge < weights / 2).then(|| {
+        format!(
+            "warning: {} of {} of weights are in huge pages, which costs speed; as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+            text::bytes(huge),
+            text::bytes(weights)
+        )
+    })
 }
 
 /// One round of `sessions` answers at the same time.
@@ -197,6 +269,11 @@ fn report(
         read_bandwidth_gb_s: 0.0,
         decode_bandwidth_fraction: None,
         peak_rss_bytes: nodes.iter().filter_map(|node| node.peak_rss_bytes).reduce(|sum, bytes| sum + bytes),
+        loading_rss_bytes: None,
+        beyond_bytes: None,
+        ready_ms: None,
+        file_read_ms: None,
+        huge_page_bytes: None,
         hop_overhead_us_p50: alone.and_then(|outcome| hop_overhead(&nodes, outcome)),
         lap_ms_p50: alone.and_then(|outcome| ms(outcome.telemetry.decode.lap_us.p50())),
         nodes,
@@ -247,6 +324,11 @@ fn range(sorted: &[f64]) -> Option<[f64; 2]> {
     Some([*sorted.first()?, *sorted.last()?])
 }
 
+/// Memory that went back to the system before its peak can make a difference negative.
+fn signed_bytes(bytes: i64) -> String {
+    format!("{}{}", if bytes < 0 { "-" } else { "" }, text::bytes(bytes.unsigned_abs()))
+}
+
 fn words(report: &BenchReport) -> String {
     let speed = |median: Option<f64>, range: Option<[f64; 2]>| match range {
         Some([min, max]) => format!("{} tok/s ({min:.1} to {max:.1})", number(median, 1, "")),
@@ -262,6 +344,10 @@ fn words(report: &BenchReport) -> String {
         ("read bandwidth", format!("{:.1} GB/s", report.read_bandwidth_gb_s)),
         ("decode reaches", number(report.decode_bandwidth_fraction.map(|part| part * 100.0), 0, " % of it")),
         ("peak memory", report.peak_rss_bytes.map_or_else(|| "-".to_owned(), text::bytes)),
+        ("beyond weights and KV", report.beyond_bytes.map_or_else(|| "-".to_owned(), signed_bytes)),
+        ("in huge pages", report.huge_page_bytes.map_or_else(|| "-".to_owned(), text::bytes)),
+        ("ready after", number(report.ready_ms, 0, " ms")),
+        ("reading the file", number(report.file_read_ms, 0, " ms")),
         ("hop overhead", number(report.hop_overhead_us_p50, 0, " us")),
     ];
     let rows: Vec<Vec<String>> = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();
@@ -285,4 +371,33 @@ fn words(report: &BenchReport) -> String {
         text::table(&rows, &[]),
         text::table(&table, &[2, 3, 4])
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_pages_are_told_of_when_they_matter() {
+        let node = |bytes_loaded| BenchNode {
+            name: String::new(),
+            layers: [0, 1],
+            threads: None,
+            bytes_loaded,
+            weight_bytes_per_token: bytes_loaded,
+            compute_ms_p50: None,
+            round_trip_us: None,
+            peak_rss_bytes: None,
+        };
+        let large = node(100 << 20);
+        let warning = small_pages(Some(2 << 20), Some(&large)).unwrap();
+        assert!(
+            warning.contains("of weights are in huge pages") && warning.lines().count() == 1,
+            "{warning}"
+        );
+        assert_eq!(small_pages(None, Some(&large)), None);
+        assert_eq!(small_pages(Some(90 << 20), Some(&large)), None);
+        assert_eq!(small_pages(Some(0), Some(&node(1 << 20))), None);
+        assert_eq!(small_pages(Some(0), None), None);
+    }
 }
