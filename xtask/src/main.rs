@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench_peer;
+mod check_arm;
 mod demo;
 mod fetch;
 mod steps;
@@ -19,6 +20,7 @@ cargo xtask fetch              get the default model (SmolLM2-135M-Instruct, 98 
 cargo xtask demo [--nodes N]   answer a prompt over N nodes of this computer (3 when not said)
 cargo xtask test               fetch, tidy, fmt, clippy, then every test; what CI runs
 cargo xtask check              the same, and cargo deny
+cargo xtask check-arm          the kernels' tests on emulated AArch64 CPUs (needs a cross toolchain and qemu-user)
 cargo xtask tidy               import law, unsafe law, file and function lengths
 cargo xtask bench-peer ...     compare speed with llama.cpp; --help lists the options";
 
@@ -36,6 +38,7 @@ fn run(args: &[&str]) -> Result<ExitCode> {
         ["demo", rest @ ..] => demo::demo(&root(), rest),
         ["test"] => test::test(&root(), false),
         ["check"] => test::test(&root(), true),
+        ["check-arm"] => check_arm::check_arm(&root()),
         ["bench-peer", rest @ ..] => bench_peer::bench_peer(&root(), rest).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::tidy(&root()).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {

@@ -98,6 +98,10 @@ fn attention_on<'a>(
         path if path.has_avx2() => unsafe {
             attention_avx2(q, head_dim, scale, positions, page, scratch, out);
         },
+        #[cfg(target_arch = "aarch64")]
+        path if path != KernelPath::Scalar => {
+            attention_body::<Neon>(q, head_dim, scale, positions, page, scratch, out);
+        }
         _ => attention_body::<Scalar>(q, head_dim, scale, positions, page, scratch, out),
     }
 }
@@ -159,6 +163,28 @@ impl Inner for Avx2 {
     fn weigh(p: &[f32], values: &[f32], tile: &mut [f32]) {
         // SAFETY: as above.
         unsafe { avx2::weigh(p, values, tile) }
+    }
+}
+
+/// NEON, which every AArch64 CPU has.
+#[cfg(target_arch = "aarch64")]
+struct Neon;
+
+#[cfg(target_arch = "aarch64")]
+impl Inner for Neon {
+    #[inline(always)]
+    fn widen(from: &[u16], to: &mut [f32]) {
+        crate::neon::attention::widen::<crate::neon::Baseline>(from, to);
+    }
+
+    #[inline(always)]
+    fn score(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
+        crate::neon::attention::score::<crate::neon::Baseline>(q, keys, scale, scores);
+    }
+
+    #[inline(always)]
+    fn weigh(p: &[f32], values: &[f32], tile: &mut [f32]) {
+        crate::neon::attention::weigh::<crate::neon::Baseline>(p, values, tile);
     }
 }
 

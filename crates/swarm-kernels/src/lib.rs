@@ -34,6 +34,9 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_float;
 
+#[cfg(any(target_arch = "aarch64", test))]
+mod neon;
+
 pub use attention::{AttentionScratch, KvPage, KvType, MAX_GROUP, TILE, attention, f16_to_f32, f32_to_f16};
 pub use block::dequantize;
 pub use buffer::Arena;

@@ -204,7 +204,16 @@ fn multiply_group(
                 };
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        Store::Packed(packed) => {
+            let mut values = [[0.0f32; LANES]; TOKEN_BLOCK];
+            let mut x = [input.quantized.row(block.start); TOKEN_BLOCK];
+            x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.quantized.row(token));
+            let len = block.len();
+            crate::neon::quant_group(matrix.path, matrix.dtype, packed, group, &x[..len], &mut values[..len]);
+            block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         Store::Packed(packed) => {
             for token in block {
                 for row in 0..rows {
@@ -266,6 +275,16 @@ fn float_rows<'a>(
     #[cfg(target_arch = "x86_64")]
     if matrix.path.has_avx2() {
         float_rows_avx2(matrix.dtype, &row, rows, input, block.clone(), &mut values);
+        block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
+        return;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if matrix.path != KernelPath::Scalar {
+        let (mut w, mut x): ([&[u8]; LANES], [&[f32]; TOKEN_BLOCK]) = ([&[]; LANES], [&[]; TOKEN_BLOCK]);
+        w.iter_mut().take(rows).enumerate().for_each(|(r, w)| *w = row(r));
+        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.floats.row(token));
+        let len = block.len();
+        crate::neon::float_rows(matrix.dtype, &w[..rows], &x[..len], &mut values[..len]);
         block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
         return;
     }

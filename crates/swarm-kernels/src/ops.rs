@@ -3,6 +3,7 @@
 //! Each is one plain Rust body, compiled once as it is (the scalar twin) and once for AVX2 + FMA. Rust gives float
 //! expressions one meaning, so the compiler may put elements side by side but cannot change a bit of them.
 
+#[cfg(target_arch = "x86_64")]
 use crate::KernelPath;
 use crate::math::{rsqrt, sigmoid, tree16};
 

@@ -44,8 +44,10 @@ pub(crate) fn dot_row(dtype: DType, row: &[u8], x: QuantRow<'_>) -> f32 {
 /// As [`dot_row`], with the blocks delivered by `codes`.
 pub(crate) fn dot_codes(scheme: Scheme, x: QuantRow<'_>, codes: impl Fn(usize) -> Codes) -> f32 {
     let partial = std::array::from_fn(|s| {
-        segment(s, x.d.len())
-            .fold(0.0, |acc, b| accumulate(scheme, &codes(b), &x.q[b], x.d[b], x.sums[b], acc))
+        segment(s, x.d.len()).fold(0.0, |acc, b| {
+            let (q, d, sums) = x.block(b);
+            accumulate(scheme, &codes(b), q, d, sums, acc)
+        })
     });
     tree16(&partial)
 }

@@ -18,7 +18,7 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Random rows whose scales are ordinary numbers (random f16 bits are infinite too often to test much).
-fn weights(dtype: DType, seed: u64, rows: usize, cols: usize) -> Vec<u8> {
+pub(crate) fn weights(dtype: DType, seed: u64, rows: usize, cols: usize) -> Vec<u8> {
     let mut bytes = noise(seed, rows * dtype.row_bytes(cols).unwrap());
     let sane = |at: &mut [u8]| at[1] = (at[1] & 0x83) | 0x20;
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
@@ -42,7 +42,7 @@ fn weights(dtype: DType, seed: u64, rows: usize, cols: usize) -> Vec<u8> {
     bytes
 }
 
-fn activations(seed: u64, len: usize, extreme: bool) -> Vec<f32> {
+pub(crate) fn activations(seed: u64, len: usize, extreme: bool) -> Vec<f32> {
     let bytes = noise(seed ^ 0x5eed, 4 * len);
     let ordinary = |b: &[u8; 4]| f32::from(i16::from_le_bytes([b[0], b[1]])) / 4096.0;
     let any = |b: &[u8; 4]| f32::from_le_bytes(*b);

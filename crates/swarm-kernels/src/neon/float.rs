@@ -1,0 +1,111 @@
+//! The float matmul for 128-bit vectors. Equal to `float.rs` bit for bit.
+//!
+//! The 16 partial sums of one row and one token are the lanes of four vectors; a tile of 2 rows and 3 tokens, or of 4 rows
+//! and 1, keeps them in registers from the first column to the last. Weights are widened as they are read.
+
+use crate::dtype::DType;
+use crate::neon::vectors::Vectors;
+use crate::pack::LANES;
+
+/// How a float weight is stored.
+trait Stored {
+    const BYTES: usize;
+    /// Eight weights; `at` is `BYTES / 2` vectors.
+    fn eight<V: Vectors>(at: &[[u8; 16]]) -> [V::Floats; 2];
+}
+
+struct F32;
+struct F16;
+struct BF16;
+
+impl Stored for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    fn eight<V: Vectors>(at: &[[u8; 16]]) -> [V::Floats; 2] {
+        [V::words(V::bytes(&at[0])), V::words(V::bytes(&at[1]))]
+    }
+}
+
+impl Stored for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn eight<V: Vectors>(at: &[[u8; 16]]) -> [V::Floats; 2] {
+        V::halves(V::bytes(&at[0]))
+    }
+}
+
+impl Stored for BF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    fn eight<V: Vectors>(at: &[[u8; 16]]) -> [V::Floats; 2] {
+        V::upper_halves(V::bytes(&at[0]))
+    }
+}
+
+/// Up to eight float rows times any number of tokens; `out[n][row]`.
+///
+/// `rows[r]` are the row's bytes, `x[n]` its f32, both padded with zeros to the same multiple of 16.
+#[inline(always)]
+pub(crate) fn floats<V: Vectors>(dtype: DType, rows: &[&[u8]], x: &[&[f32]], out: &mut [[f32; LANES]]) {
+    match dtype {
+        DType::F32 => tiles::<V, F32>(rows, x, out),
+        DType::F16 => tiles::<V, F16>(rows, x, out),
+        DType::BF16 => tiles::<V, BF16>(rows, x, out),
+        _ => unreachable!("not a float"),
+    }
+}
+
+#[inline(always)]
+fn tiles<V: Vectors, S: Stored>(rows: &[&[u8]], x: &[&[f32]], out: &mut [[f32; LANES]]) {
+    for (x, out) in x.chunks(3).zip(out.chunks_mut(3)) {
+        let mut at = 0;
+        while at < rows.len() {
+            at += match (&rows[at..], x) {
+                (&[a, b, c, d, ..], &[x]) => tile::<V, S, 4, 1>([a, b, c, d], [x], at, out),
+                (&[a, b, ..], &[x]) => tile::<V, S, 2, 1>([a, b], [x], at, out),
+                (&[a, b, ..], &[x, y]) => tile::<V, S, 2, 2>([a, b], [x, y], at, out),
+                (&[a, b, ..], &[x, y, z, ..]) => tile::<V, S, 2, 3>([a, b], [x, y, z], at, out),
+                (&[a], &[x]) => tile::<V, S, 1, 1>([a], [x], at, out),
+                (&[a], &[x, y]) => tile::<V, S, 1, 2>([a], [x, y], at, out),
+                (&[a], &[x, y, z, ..]) => tile::<V, S, 1, 3>([a], [x, y, z], at, out),
+                _ => rows.len(),
+            };
+        }
+    }
+}
+
+/// `R` rows times `N` tokens; the results of row `r` go to `out[n][first + r]`. Returns `R`.
+#[inline(always)]
+fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
+    rows: [&[u8]; R],
+    x: [&[f32]; N],
+    first: usize,
+    out: &mut [[f32; LANES]],
+) -> usize {
+    let chunks = x[0].len() / 16;
+    let rows = rows.map(|row| &row.as_chunks::<16>().0[..chunks * S::BYTES]);
+    let x = x.map(|x| &x.as_chunks::<16>().0[..chunks]);
+    let mut acc = [[[V::splat(0.0); 4]; R]; N];
+    for i in 0..chunks {
+        for half in 0..2 {
+            let vectors = S::BYTES / 2;
+            let w = rows.map(|row| S::eight::<V>(&row[(2 * i + half) * vectors..][..vectors]));
+            for n in 0..N {
+                let x = x[n][i].as_chunks::<4>().0;
+                for quarter in 0..2 {
+                    let x = V::floats(&x[2 * half + quarter]);
+                    for r in 0..R {
+                        let acc = &mut acc[n][r][2 * half + quarter];
+                        *acc = V::fma(*acc, w[r][quarter], x);
+                    }
+                }
+            }
+        }
+    }
+    for (acc, out) in acc.iter().zip(out) {
+        for (r, acc) in acc.iter().enumerate() {
+            out[first + r] = V::tree(*acc);
+        }
+    }
+    R
+}
