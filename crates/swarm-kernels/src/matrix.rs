@@ -2,10 +2,10 @@
 
 use crate::KernelPath;
 use crate::activation::{FloatRows, QuantRows};
-use crate::block::dequantize;
+use crate::block::{Format, dequantize};
 use crate::buffer::Buffer;
 use crate::dtype::{DType, ShapeError};
-use crate::pack::{LANES, Packed};
+use crate::pack::{GroupShape, LANES, Packed};
 use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
@@ -63,6 +63,16 @@ impl Matrix {
         let mut builder = MatrixBuilder::with_path(path, dtype, rows, cols, Buffer::zeroed)?;
         builder.parts(rows).into_iter().try_for_each(|part| part.pack(bytes))?;
         builder.finish()
+    }
+
+    /// What [`Matrix::bytes`] of `[rows, cols]` of `dtype` will be here; `None` for a shape that cannot be.
+    pub fn bytes_needed(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+        let row_bytes = dtype.row_bytes(cols)?;
+        match Format::of(dtype).filter(|_| KernelPath::current() != KernelPath::Scalar) {
+            Some(format) => rows.div_ceil(LANES).checked_mul(GroupShape::new(format, cols / 32).bytes),
+            None if dtype.is_quantized() => row_bytes.checked_mul(rows),
+            None => row_bytes.checked_next_multiple_of(16 * dtype.block_bytes())?.checked_mul(rows),
+        }
     }
 
     pub fn rows(&self) -> usize {

@@ -32,6 +32,6 @@ pub use rope::RopeTable;
 pub use sampler::{SampleError, SampleScratch, Sampling, sample};
 pub use score::{Score, log_probability, score};
 pub use scratch::Scratch;
-pub use size::{StageSize, kv_layout, stage_size};
+pub use size::{StageSize, WeightSizes, kv_layout, stage_size, weight_sizes};
 pub use stage::{LoadOptions, LoadProgress, Segment, Stage};
 pub use swarm_kernels::KvType;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use swarm_kernels::KvType;
-use swarm_weights::{Checkpoint, ModelConfig};
+use swarm_kernels::{KvType, Matrix};
+use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, TensorInfo};
 
 use crate::load::held_tensors;
 use crate::scratch::Widths;
@@ -13,7 +13,8 @@ use crate::{KvLayout, LoadError, rope};
 /// Memory of a stage, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageSize {
-    /// Weights as the files hold them; vectors as f32. Without an embedding that is only looked up in.
+    /// Weights as they are held: matrices packed for this CPU, vectors as f32. Without an embedding that is only looked
+    /// up in.
     pub weight_bytes: u64,
     /// KV rows of one position in all layers of the stage.
     pub kv_bytes_per_position: u64,
@@ -47,10 +48,7 @@ pub fn stage_size(
 ) -> Result<StageSize, LoadError> {
     let config = checkpoint.config();
     check_layers(config, &layers)?;
-    let weight_bytes = held_tensors(checkpoint, &layers)
-        .iter()
-        .map(|tensor| if tensor.rows == 1 { 4 * tensor.cols as u64 } else { tensor.bytes })
-        .sum();
+    let weight_bytes = held_tensors(checkpoint, &layers).iter().map(|tensor| held_bytes(tensor)).sum();
     let tail = layers.end == config.num_hidden_layers;
     Ok(StageSize {
         weight_bytes,
@@ -59,6 +57,47 @@ pub fn stage_size(
         floats_per_token: Widths::of(config).floats_per_token() as u64,
         vocab: if tail { config.vocab_size as u64 } else { 0 },
     })
+}
+
+/// Weights of a model as a stage holds them, in bytes. The embedding is not among them unless it is the head: rows that
+/// are looked up are read from the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WeightSizes {
+    /// Each layer.
+    pub layers: Vec<u64>,
+    /// The final norm.
+    pub norm: u64,
+    /// The head: the embedding, where that is the head.
+    pub head: u64,
+}
+
+/// What the weights of `checkpoint` take, part by part. Reads no tensor.
+pub fn weight_sizes(checkpoint: &Checkpoint) -> WeightSizes {
+    let config = checkpoint.config();
+    let of = |name: &str| checkpoint.tensor(name).map_or(0, held_bytes);
+    let layer = |layer: usize| {
+        let prefix = format!("model.layers.{layer}.");
+        let tensors = checkpoint.stage_tensors(layer..layer + 1);
+        tensors
+            .iter()
+            .filter(|tensor| tensor.name.starts_with(&prefix))
+            .map(|tensor| held_bytes(tensor))
+            .sum()
+    };
+    WeightSizes {
+        layers: (0..config.num_hidden_layers).map(layer).collect(),
+        norm: of(NORM),
+        head: of(if config.tie_word_embeddings { EMBED } else { HEAD }),
+    }
+}
+
+/// A tensor in memory: a matrix in this CPU's layout, a vector as f32.
+fn held_bytes(tensor: &TensorInfo) -> u64 {
+    if tensor.rows == 1 {
+        return 4 * tensor.cols as u64;
+    }
+    // A shape that cannot be is refused when it is loaded.
+    Matrix::bytes_needed(tensor.dtype, tensor.rows, tensor.cols).map_or(tensor.bytes, |bytes| bytes as u64)
 }
 
 /// The KV pages of `layers` layers of a model.

@@ -115,9 +115,12 @@ pub fn node_name(name: &str, id: &NodeId) -> String {
     format!("{}-{}", name.escape_debug(), &id.short()[..4])
 }
 
-/// Memory this node offers: what is free now, less a reserve for everybody else.
+/// What stays free for the user's other programs, at least, where there is so much.
+const RESERVE_MIN_BYTES: u64 = 256 << 20;
+
+/// Memory this node offers: what is free now, less a reserve for the user's other programs: a tenth, and not too little.
 pub fn memory_offered(limit: Option<u64>) -> u64 {
     let free = machine::memory_available().unwrap_or(4 << 30);
-    let offered = free.saturating_sub(free / 10);
+    let offered = free.saturating_sub((free / 10).max(RESERVE_MIN_BYTES.min(free / 2)));
     limit.map_or(offered, |limit| limit.min(offered))
 }

@@ -44,6 +44,16 @@ deadlines! {
     SETTLE = 1_200;
     /// Between two looks for a worker that was lost.
     LOOK_AGAIN = 1_000;
+    /// What the workers measure before layers are placed; who does not answer is placed by what its hello says.
+    MEASURING = 15_000;
+    /// The measurement of one link; what is not measured by then is assumed.
+    LINK_MEASURED = 2_000;
+    /// A node to take the connection that measures the link to it; then it counts as out of reach.
+    LINK_DIAL = 1_500;
+    /// Messages that measure bandwidth go on for so long.
+    LINK_BULK = 300;
+    /// Passes of a probe of this node's speed go on for so long, and for three passes at least.
+    PROBE = 250;
     /// News of a worker that loads its layers; then it counts as lost.
     LOADING_SILENT = 120_000;
     /// The end of the stage before, whose memory is needed; then the order is refused.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use crossbeam_channel::{bounded, unbounded};
 use swarm_kernels::KvType;
 use swarm_link::Identity;
-use swarm_ring::Placement;
+use swarm_ring::{Objective, Placement, Split};
 use swarm_text::{ChatTemplate, Tokenizer};
 use swarm_weights::Checkpoint;
 
@@ -49,6 +49,17 @@ pub struct EngineConfig {
     pub state_dir: Option<PathBuf>,
     /// Measured read bandwidth of this node, if it was measured.
     pub read_gb_s: Option<f64>,
+    /// Whether the layers may be shared.
+    pub split: Split,
+    /// What the placement is best at; by default one user's speed, and a fair share of the work where a split was
+    /// asked for.
+    pub objective: Option<Objective>,
+    /// Names of the nodes of `cut`, this one first; empty: in ring order.
+    pub cut_nodes: Vec<String>,
+    /// Measure nodes and links before layers are placed; else hellos and heartbeats must do.
+    pub measure: bool,
+    /// Where this node keeps what it learned of its speed; nowhere when absent.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl EngineConfig {
@@ -69,6 +80,11 @@ impl EngineConfig {
             name: crate::machine::host_name(),
             state_dir: None,
             read_gb_s: None,
+            split: Split::Auto,
+            objective: None,
+            cut_nodes: Vec::new(),
+            measure: true,
+            profile_dir: None,
         }
     }
 }
@@ -142,7 +158,7 @@ pub(crate) struct Model {
 /// What one placement knows and never changes.
 pub(crate) struct Info {
     pub model: Arc<Model>,
-    pub placement: Placement,
+    pub plan: swarm_ring::Plan,
     pub nodes: Vec<NodeReport>,
     pub pulses: Vec<Arc<crate::room::Pulse>>,
     pub fault: Arc<Mutex<Option<String>>>,
@@ -265,7 +281,12 @@ impl Engine {
 
     /// Which layers are where, and why.
     pub fn placement(&self) -> Placement {
-        self.now().placement.clone()
+        self.now().plan.placement.clone()
+    }
+
+    /// The placement with what it was compared to.
+    pub fn plan(&self) -> swarm_ring::Plan {
+        self.now().plan.clone()
     }
 
     /// The nodes of the ring, coordinator first.
@@ -296,7 +317,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// A placement that was made but not loaded, for `plan`.
 pub struct Plan {
     pub model: Checkpoint,
-    pub placement: Placement,
+    pub plan: swarm_ring::Plan,
     pub context: usize,
 }
 
@@ -309,8 +330,8 @@ pub fn plan(
     let model = setup::open_model(&config.model)?;
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
-    let placement = setup::place_layers(config, identity, &model, context, &room)?;
-    Ok(Plan { model, placement, context })
+    let plan = setup::place_layers(config, identity, &model, context, &room)?;
+    Ok(Plan { model, plan, context })
 }
 
 /// Opens a model by what the user typed.

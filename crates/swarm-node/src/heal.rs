@@ -32,15 +32,17 @@ pub(crate) struct Live {
     parked: Option<Remains>,
     /// Where lost members were.
     absent: Vec<Vec<SocketAddr>>,
+    /// Where members are that were let go because the ring was better without them.
+    spare: Vec<Vec<SocketAddr>>,
     lookout: Option<Lookout>,
 }
 
 impl Live {
     /// The first placement.
     pub fn start(model: &Arc<Model>, observer: EngineObserver<'_>) -> Result<(Self, Arc<Info>), NodeError> {
-        let room = setup::find_members(&model.config, &model.identity, observer, &model.checkpoint)?;
+        let mut room = setup::find_members(&model.config, &model.identity, observer, &model.checkpoint)?;
         let epoch = setup::first_epoch();
-        let parts = setup::assemble(&ground(model, observer), &room, epoch)?;
+        let parts = setup::assemble(&ground(model, observer), &mut room, epoch)?;
         let (commands, _) = unbounded();
         let mut live = Self {
             commands,
@@ -48,6 +50,7 @@ impl Live {
             thread: None,
             parked: None,
             absent: Vec::new(),
+            spare: Vec::new(),
             lookout: None,
         };
         let info = live.run(model, parts, room, None, epoch)?;
@@ -81,6 +84,8 @@ impl Live {
             }
             Err(error) => {
                 remains.room.release("the ring could not be placed anew");
+                // Without the lost ones, the ring may be glad of those it did not need.
+                self.absent.append(&mut self.spare);
                 *before.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error.chain());
                 self.look_out(model, &remains.room);
                 self.parked = Some(remains);
@@ -113,7 +118,7 @@ impl Live {
         let mut tried = 0;
         loop {
             epoch = Epoch(epoch.0.saturating_add(1));
-            let error = match setup::assemble(&ground(model, observer), &remains.room, epoch) {
+            let error = match setup::assemble(&ground(model, observer), &mut remains.room, epoch) {
                 Ok(parts) => return Ok((parts, epoch)),
                 Err(error) => error,
             };
@@ -181,12 +186,15 @@ impl Live {
         epoch: Epoch,
     ) -> Result<Arc<Info>, NodeError> {
         let scheduler = setup::scheduler(&model.config, earlier, epoch, &parts)?;
-        let Assembled { runner, limits, ring, placement, nodes } = parts;
+        let Assembled { runner, limits, ring, plan, nodes, left_out } = parts;
+        self.spare.extend(left_out);
+        self.spare.sort();
+        self.spare.dedup();
         let info = Arc::new(Info {
             model: model.clone(),
             pulses: room.members.iter().map(|member| member.pulse.clone()).collect(),
             fault: Arc::new(Mutex::new(None)),
-            placement,
+            plan,
             nodes,
         });
         let (commands, inbox) = unbounded();

@@ -12,6 +12,11 @@ pub fn memory_available() -> Option<u64> {
     Some(kib.saturating_mul(1024).min(limit))
 }
 
+/// Memory of this computer, in bytes; `None` where the system does not say.
+pub fn memory_total() -> Option<u64> {
+    proc_field("/proc/meminfo", "MemTotal:").map(|kib| kib.saturating_mul(1024))
+}
+
 /// Most memory this process has had resident, in bytes.
 pub fn peak_rss() -> Option<u64> {
     peak_rss_of(std::process::id())

@@ -14,7 +14,7 @@ use swarm_link::{
     dial,
 };
 use swarm_ring::ClockOffset;
-use swarm_wire::{Control, Hello, NodeId, Ping, Role};
+use swarm_wire::{Control, Hello, NextHop, NodeId, Ping, Role};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlReceiver, ControlSender};
@@ -155,6 +155,16 @@ impl Room {
         lock(&self.circle.data_links).push(closer);
     }
 
+    /// Keeps these members, in this order, and lets the others go. Gives where those are.
+    pub fn keep(&mut self, order: &[NodeId]) -> Vec<Vec<SocketAddr>> {
+        let others = self.members.iter().filter(|member| !order.contains(&member.id()));
+        let (ids, places): (Vec<NodeId>, _) =
+            others.map(|member| (member.id(), member.addresses.clone())).unzip();
+        self.dismiss(&ids);
+        self.members.sort_by_key(|member| order.iter().position(|id| *id == member.id()));
+        places
+    }
+
     /// Ends the ring's data links; the members stay.
     pub fn close_data_links(&self) {
         self.circle.close_data_links();
@@ -217,6 +227,29 @@ impl Drop for Room {
 impl Member {
     pub fn id(&self) -> NodeId {
         self.hello.node_id
+    }
+
+    /// It is on this computer.
+    pub fn is_local(&self) -> bool {
+        self.addresses.first().is_some_and(|address| address.ip().is_loopback())
+    }
+
+    /// The addresses of `other` as this member may reach it. Loopback addresses lead from another computer to itself,
+    /// so they are named only between two nodes that were both reached by loopback.
+    pub fn way_to(&self, other: &Self) -> NextHop {
+        let mut addresses = other.addresses.clone();
+        if !(self.is_local() && other.is_local())
+            && addresses.iter().any(|address| !address.ip().is_loopback())
+        {
+            addresses.retain(|address| !address.ip().is_loopback());
+        }
+        addresses.truncate(swarm_wire::ADDRESSES_MAX);
+        NextHop { node_id: other.id(), addresses }
+    }
+
+    /// Shortest round trip of the heartbeats lately.
+    pub fn round_trip_us(&self) -> Option<u64> {
+        lock(&self.pulse.clock).round_trip_us()
     }
 
     pub fn offset_us(&self) -> Option<i64> {

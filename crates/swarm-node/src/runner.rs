@@ -4,11 +4,14 @@
 //! no thread but the compute pool.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use swarm_kernels::{KvType, Pool};
 use swarm_model::{KvPool, SampleScratch, Scratch, Segment, SessionKv, Stage, StepError, sample};
 use swarm_ring::{Refusal, SessionBook};
 use swarm_wire::{Blame, Position, SegmentHead, SessionId, TokenOut};
+
+use crate::profile::Meter;
 
 /// Why a session cannot go on.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(crate) struct StageRunner {
     rows: Vec<f32>,
     logits: Vec<f32>,
     sampling: SampleScratch,
+    /// Learns how fast this node is.
+    meter: Option<Meter>,
 }
 
 struct Session {
@@ -58,7 +63,13 @@ impl StageRunner {
             rows: Vec::new(),
             logits: Vec::new(),
             sampling: SampleScratch::default(),
+            meter: None,
         }
+    }
+
+    /// Has `meter` watch the stage compute.
+    pub fn with_meter(self, meter: Option<Meter>) -> Self {
+        Self { meter, ..self }
     }
 
     pub fn stage(&self) -> &Stage {
@@ -98,6 +109,7 @@ impl StageRunner {
         if self.sessions.is_empty() {
             // Nobody needs the pages now: they go back to the system.
             self.kv.trim();
+            self.meter.iter_mut().for_each(Meter::keep);
         }
     }
 
@@ -155,7 +167,12 @@ impl StageRunner {
                 false
             }
         });
-        if let Err(error) = self.forward_all(segments) {
+        let (started, tokens) = (Instant::now(), segments.iter().map(|head| head.tokens as usize).sum());
+        let forwarded = self.forward_all(segments);
+        if let Some(meter) = self.meter.as_mut().filter(|_| forwarded.is_ok()) {
+            meter.forward(tokens, started.elapsed());
+        }
+        if let Err(error) = forwarded {
             // Somebody in the batch cannot go on. A step that fails changes nothing, and a row's bits do not depend
             // on its batch, so each session simply goes alone.
             self.forward_each(segments, error, &mut failures);
@@ -254,6 +271,7 @@ impl StageRunner {
         let rows: Vec<f32> =
             asked.iter().flat_map(|&(_, row)| &self.rows[row * width..(row + 1) * width]).copied().collect();
         self.logits.resize(asked.len() * vocab, 0.0);
+        let started = Instant::now();
         if let Err(error) = self.stage.logits(&self.pool, &rows, &mut self.logits, &mut self.scratch) {
             failures.extend(asked.iter().map(|(head, _)| failure(head.session, &error)));
             return Vec::new();
@@ -266,6 +284,9 @@ impl StageRunner {
                 Ok(token) => tokens.push(token),
                 Err(text) => failures.push(Failure { session: head.session, blame: Blame::Us, text }),
             }
+        }
+        if let (Some(meter), [_]) = (&mut self.meter, asked.as_slice()) {
+            meter.head(started.elapsed());
         }
         tokens
     }

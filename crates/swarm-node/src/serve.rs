@@ -20,7 +20,7 @@ use crate::error::NodeError;
 use crate::machine;
 use crate::runner::StageRunner;
 use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, find_model, load};
+use crate::stage_setup::{StageNeed, StageOrder, find_model, load, meter};
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 
 /// What happens to a worker's stage.
@@ -279,11 +279,13 @@ impl StageBody {
         let own = config.threads.unwrap_or_else(machine::cores);
         let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
         let stage = load(&checkpoint, &stage_order, threads, &mut progress)?;
+        let meter = meter(&checkpoint, &stage_order, threads, config.profile_dir.as_deref());
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());
         let pool = machine::pool(threads, config.cores.clone());
         Ok((
-            StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max),
+            StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max)
+                .with_meter(meter),
             tokenizer,
         ))
     }

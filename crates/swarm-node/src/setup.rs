@@ -4,8 +4,11 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Instant;
 
 use swarm_link::Identity;
-use swarm_model::{LoadProgress, stage_size};
-use swarm_ring::{ModelShape, NodeCapacity, Placement, Scheduler, SchedulerConfig, Timers, place};
+use swarm_model::LoadProgress;
+use swarm_ring::{
+    CutStage, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler, SchedulerConfig, Split,
+    Timers, plan, plan_cut,
+};
 use swarm_weights::Checkpoint;
 use swarm_wire::{Control, DataKind, Epoch, Fingerprint, KvType, Limits, NextHop, NodeId, Prepare, Role};
 
@@ -15,11 +18,13 @@ use crate::deadlines::{CONNECTING, LOADING_SILENT};
 use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState};
 use crate::error::NodeError;
 use crate::machine;
+use crate::measure::Survey;
+use crate::profile::layer_shape;
 use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::{dial_data, limit_sender};
 use crate::stage_loop::receive_frames;
-use crate::stage_setup::{StageNeed, StageOrder, kv_positions, link_bytes, load};
+use crate::stage_setup::{StageNeed, StageOrder, load, meter, model_shape};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -29,8 +34,10 @@ pub(crate) struct Assembled {
     pub runner: StageRunner,
     pub limits: Limits,
     pub ring: Option<Ring>,
-    pub placement: Placement,
+    pub plan: Plan,
     pub nodes: Vec<NodeReport>,
+    /// Where those are who were there and are not needed.
+    pub left_out: Vec<Vec<std::net::SocketAddr>>,
 }
 
 /// What a ring is made of, each time.
@@ -87,69 +94,94 @@ pub(crate) fn find_members(
     search.at_most = search.at_most.min(layers.saturating_sub(1));
     if let Some(cut) = &config.cut {
         search.at_least = cut.len().saturating_sub(1);
-        search.at_most = search.at_least;
+        // A cut that names its nodes may have to wait for the right ones.
+        if config.cut_nodes.is_empty() {
+            search.at_most = search.at_least;
+        }
+    } else if config.split == Split::Never {
+        (search.at_least, search.at_most) = (0, 0);
     }
     gather(&search, identity, &own, config.state_dir.as_deref(), &|event| {
         observer(EngineEvent::Search(event))
     })
 }
 
+/// Measures everybody and chooses who gets which layers.
 pub(crate) fn place_layers(
     config: &EngineConfig,
     identity: &Identity,
     model: &Checkpoint,
     context: usize,
     room: &Room,
-) -> Result<Placement, NodeError> {
-    let layers = model.config().num_hidden_layers;
-    let size = stage_size(model, 0..layers, config.kv_type)
-        .map_err(|source| NodeError::Load { layers: 0..layers, source: Box::new(source) })?;
-    let kv_session = size.kv_bytes_per_position.saturating_mul(kv_positions(context));
+) -> Result<Plan, NodeError> {
     let limits = limits(config, model, context, room.members.len() + 1)?;
-    let shape = ModelShape {
-        layer_bytes: (0..layers).map(|layer| model.layer_bytes(layer)).collect(),
-        embed_bytes: 0, // rows are read from the file
-        head_bytes: model.head_bytes(),
-        tied: model.config().tie_word_embeddings,
-        kv_bytes_per_layer: kv_session / layers.max(1) as u64,
-        scratch_bytes: size
-            .scratch_bytes(limits.tokens_max as usize, config.sessions_max)
-            .saturating_add(size.rope_bytes(context))
-            .saturating_add(link_bytes(&limits, config.sessions_max)),
-    };
-    let mut nodes = vec![NodeCapacity {
-        id: own_id(identity),
-        name: config.name.clone(),
-        memory_bytes: control::memory_offered(config.memory_bytes),
-        read_gb_s: config.read_gb_s,
-        cores: u32::try_from(threads(config)).unwrap_or(u32::MAX),
-    }];
-    nodes.extend(room.members.iter().map(|member| NodeCapacity {
-        id: member.id(),
-        name: member.hello.name.clone(),
-        memory_bytes: member.hello.memory_bytes_available,
-        read_gb_s: member.hello.read_gb_s,
-        cores: member.hello.cores,
-    }));
-    // A cut is for so many nodes; with fewer, or more, the layers are placed by speed and memory.
-    let cut = config.cut.as_deref().filter(|cut| cut.len() == nodes.len());
-    Ok(place(&nodes, &shape, cut)?)
+    let shape = model_shape(model, context, config.kv_type, &limits, config.sessions_max)?;
+    let survey = Survey { config, identity, shape: layer_shape(model), model: &shape };
+    let room = survey.room(room)?;
+    // Who asks for a split wants the work shared; one user's speed alone would leave most of it on the fastest node.
+    let split = if config.cut.is_some() { Split::Always } else { config.split };
+    let usual = if split == Split::Always { Objective::Throughput } else { Objective::Latency };
+    let objective = config.objective.unwrap_or(usual);
+    // A cut is for so many nodes; once there are others, the layers are placed anew.
+    let nodes = room.nodes.len();
+    let named = !config.cut_nodes.is_empty();
+    let cut = config.cut.as_ref();
+    Ok(match cut.filter(|cut| cut.len() == nodes || named && cut.len() < nodes) {
+        Some(cut) => plan_cut(&room, &shape, objective, &named_cut(cut, &config.cut_nodes, &room)?)?,
+        None => plan(&room, &shape, objective, split)?,
+    })
 }
 
-/// Places the layers on the room's members, has them loaded, and connects the ring under `epoch`.
-pub(crate) fn assemble(ground: &Ground<'_>, room: &Room, epoch: Epoch) -> Result<Assembled, NodeError> {
+/// The cut with the nodes it names, `here` being this one; without names, those of the ring in order.
+fn named_cut(
+    cut: &[std::ops::Range<usize>],
+    names: &[String],
+    room: &RoomProfile,
+) -> Result<Vec<CutStage>, NodeError> {
+    if names.is_empty() {
+        return Ok(cut.iter().cloned().enumerate().collect());
+    }
+    let short = |node: &NodeProfile| control::node_name(&node.name, &node.id);
+    let find = |name: &String| {
+        let called = |node: &NodeProfile| node.name == *name || short(node) == *name;
+        let mut found = (0..).zip(&room.nodes).filter(|(_, node)| called(node)).map(|(index, _)| index);
+        match (found.next(), found.next()) {
+            (Some(index), None) => Ok(index),
+            (Some(_), Some(_)) => {
+                Err(format!("several nodes are called {name:?}; say which by its full name"))
+            }
+            (None, _) if name == "here" => Ok(0),
+            (None, _) => Err(format!("no node is called {name:?}")),
+        }
+    };
+    let here: Vec<String> = room.nodes.iter().map(short).collect();
+    let stage = |(name, layers): (&String, &std::ops::Range<usize>)| {
+        let node = find(name)
+            .map_err(|why| NodeError::Request(format!("--layers: {why}; there are {}", here.join(", "))))?;
+        Ok::<CutStage, NodeError>((node, layers.clone()))
+    };
+    let mut stages = names.iter().zip(cut).map(stage).collect::<Result<Vec<_>, _>>()?;
+    stages.sort_by_key(|(_, layers)| layers.start);
+    Ok(stages)
+}
+
+/// Places the layers on the room's members, lets the others go, has the layers loaded, and connects the ring under
+/// `epoch`.
+pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Result<Assembled, NodeError> {
     let &Ground { config, identity, observer, model, context } = ground;
-    let placement = place_layers(config, identity, model, context, room)?;
+    let plan = place_layers(config, identity, model, context, room)?;
+    let placement = &plan.placement;
     observer(EngineEvent::Placed(placement.clone()));
-    let limits = limits(config, model, context, placement.stages.len())?;
-    let assembly =
-        Assembly { config, identity, observer, limits, model, context, placement: &placement, epoch };
+    let limits = limits(config, model, context, room.members.len() + 1)?;
+    let order: Vec<NodeId> = placement.stages.iter().skip(1).map(|stage| stage.node).collect();
+    let left_out = room.keep(&order);
+    let assembly = Assembly { config, identity, observer, limits, model, context, placement, epoch };
     assembly.order_stages(room)?;
     let runner = assembly.load_own()?;
     let mut nodes = assembly.await_ready(room)?;
     nodes.insert(0, assembly.own_report(&runner));
     let ring = assembly.connect(room)?;
-    Ok(Assembled { runner, limits, ring, placement, nodes })
+    Ok(Assembled { runner, limits, ring, plan, nodes, left_out })
 }
 
 /// The scheduler of a ring's first placement; or the one of earlier placements goes on with this one.
@@ -160,7 +192,7 @@ pub(crate) fn scheduler(
     parts: &Assembled,
 ) -> Result<Scheduler, NodeError> {
     let failed = |error: swarm_ring::ConfigError| NodeError::Request(crate::error::chain(&error));
-    let frames_in_flight_max = u32::try_from(parts.placement.stages.len() + 1).unwrap_or(u32::MAX);
+    let frames_in_flight_max = u32::try_from(parts.plan.placement.stages.len() + 1).unwrap_or(u32::MAX);
     if let Some(mut scheduler) = earlier {
         scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
         scheduler.set_frames_in_flight_max(frames_in_flight_max);
@@ -241,7 +273,7 @@ impl Assembly<'_> {
                 context: small(self.context),
                 sessions_max: small(self.config.sessions_max),
                 limits: self.limits,
-                next: room.members.get(index + 1).map(|next| hop(member, next)),
+                next: room.members.get(index + 1).map(|next| member.way_to(next)),
                 threads: self.config.worker_threads.map(small),
                 numerics: swarm_kernels::NUMERICS.to_owned(),
             };
@@ -271,7 +303,9 @@ impl Assembly<'_> {
             },
         )?;
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
-        Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max))
+        let profile_dir = self.config.profile_dir.as_deref();
+        let meter = meter(self.model, &order, threads(self.config), profile_dir);
+        Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max).with_meter(meter))
     }
 
     fn own_report(&self, runner: &StageRunner) -> NodeReport {
@@ -355,19 +389,6 @@ impl Assembly<'_> {
         let inbox = receive_frames(tokens.receiver, &self.limits)?;
         Ok(Some(Ring { next: limit_sender(hidden.sender, &self.limits)?, inbox }))
     }
-}
-
-/// The addresses of `next` as `from` may reach it. Loopback addresses lead from another computer to itself, so they
-/// are named only between two nodes that were both reached by loopback.
-fn hop(from: &Member, next: &Member) -> NextHop {
-    let loopback =
-        |member: &Member| member.addresses.first().is_some_and(|address| address.ip().is_loopback());
-    let mut addresses = next.addresses.clone();
-    if !(loopback(from) && loopback(next)) && addresses.iter().any(|address| !address.ip().is_loopback()) {
-        addresses.retain(|address| !address.ip().is_loopback());
-    }
-    addresses.truncate(swarm_wire::ADDRESSES_MAX);
-    NextHop { node_id: next.id(), addresses }
 }
 
 fn say(member: &Member, message: &Control) -> Result<(), NodeError> {

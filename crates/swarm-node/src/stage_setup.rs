@@ -1,19 +1,24 @@
 //! Turning a checked order for a stage into a loaded one: model, fingerprint, memory, weights.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use swarm_kernels::KvType;
-use swarm_model::{LoadOptions, LoadProgress, Stage, stage_size};
+use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
+use swarm_ring::ModelShape;
 use swarm_weights::{Checkpoint, cache};
 use swarm_wire::Limits;
 
 use crate::error::NodeError;
+use crate::profile::{Meter, Profiles, layer_shape};
 use crate::stage_loop::QUEUE;
 
 /// Frames of the largest size that a stage holds at once: those that wait, one being received, one being computed,
 /// its rows, and the one being sent.
 const FRAMES_HELD: u64 = QUEUE as u64 + 4;
+
+/// About what a decode frame has beside its row: heads, times of the stages, encryption.
+const FRAME_BYTES: u64 = 160;
 
 /// What a stage is loaded for.
 #[derive(Clone, Debug)]
@@ -43,17 +48,14 @@ pub(crate) struct StageNeed {
 }
 
 impl StageNeed {
+    /// By the numbers that the planner places by.
     pub fn of(checkpoint: &Checkpoint, order: &StageOrder) -> Result<Self, NodeError> {
-        let size = stage_size(checkpoint, order.layers.clone(), order.kv_type)
-            .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })?;
-        Ok(Self {
-            weights: size.weight_bytes,
-            kv_session: size.kv_bytes_per_position.saturating_mul(kv_positions(order.context)),
-            buffers: size
-                .scratch_bytes(order.limits.tokens_max as usize, order.sessions_max)
-                .saturating_add(size.rope_bytes(order.context))
-                .saturating_add(link_bytes(&order.limits, order.sessions_max)),
-        })
+        let StageOrder { layers, context, kv_type, sessions_max, limits } = order;
+        // Refuses what is no stage of this model.
+        stage_size(checkpoint, layers.clone(), *kv_type)
+            .map_err(|source| NodeError::Load { layers: layers.clone(), source: Box::new(source) })?;
+        let memory = model_shape(checkpoint, *context, *kv_type, limits, *sessions_max)?.stage_memory(layers);
+        Ok(Self { weights: memory.weight_bytes, kv_session: memory.kv_bytes, buffers: memory.buffer_bytes })
     }
 
     fn total(&self) -> u64 {
@@ -74,6 +76,57 @@ impl StageNeed {
         let left = memory - self.weights - self.buffers;
         Ok(left.min(self.kv_session.saturating_mul(sessions.max(1) as u64)))
     }
+}
+
+/// The sizes of a model, for the planner and for the loader.
+pub(crate) fn model_shape(
+    checkpoint: &Checkpoint,
+    context: usize,
+    kv_type: KvType,
+    limits: &Limits,
+    sessions_max: usize,
+) -> Result<ModelShape, NodeError> {
+    let layers = checkpoint.config().num_hidden_layers;
+    let size = stage_size(checkpoint, 0..layers, kv_type)
+        .map_err(|source| NodeError::Load { layers: 0..layers, source: Box::new(source) })?;
+    let WeightSizes { layers: layer_bytes, norm, head } = weight_sizes(checkpoint);
+    let kv_session = size.kv_bytes_per_position.saturating_mul(kv_positions(context));
+    Ok(ModelShape {
+        layer_bytes,
+        embed_bytes: 0, // rows are read from the file
+        norm_bytes: norm,
+        head_bytes: head,
+        tied: checkpoint.config().tie_word_embeddings,
+        kv_bytes_per_layer: kv_session / layers.max(1) as u64,
+        buffer_bytes: size
+            .scratch_bytes(limits.tokens_max as usize, 0)
+            .saturating_add(size.rope_bytes(context))
+            .saturating_add(link_bytes(limits, sessions_max)),
+        tail_buffer_bytes: size.scratch_bytes(0, sessions_max),
+        hidden_bytes: u64::from(limits.width).saturating_mul(4).saturating_add(FRAME_BYTES),
+        token_bytes: FRAME_BYTES,
+        context: context as u64,
+    })
+}
+
+/// The stage's layers, each weighed against the mean layer of the model.
+fn mean_layers(shape: &ModelShape, layers: &Range<usize>) -> f64 {
+    let sum = |layers: &[u64]| layers.iter().map(|&bytes| bytes as f64).sum::<f64>();
+    let part = sum(shape.layer_bytes.get(layers.clone()).unwrap_or_default());
+    part * shape.layer_bytes.len() as f64 / sum(&shape.layer_bytes).max(1.0)
+}
+
+/// What learns from the stage how fast this node is; nothing where that could not be kept.
+pub(crate) fn meter(
+    checkpoint: &Checkpoint,
+    order: &StageOrder,
+    threads: usize,
+    profile_dir: Option<&Path>,
+) -> Option<Meter> {
+    let StageOrder { layers, context, kv_type, sessions_max, limits } = order;
+    let profiles = Profiles::new(Some(profile_dir?));
+    let shape = model_shape(checkpoint, *context, *kv_type, limits, *sessions_max).ok()?;
+    Some(Meter::new(profiles, &layer_shape(checkpoint)?, threads, mean_layers(&shape, layers)))
 }
 
 /// Positions that a session of `context` positions takes memory for: KV rows come in whole pages.

@@ -16,7 +16,9 @@ use crate::clock::now_us;
 use crate::control::{self, ControlFault, ControlReceiver, ControlSender};
 use crate::deadlines::{COORDINATOR_SILENT, FIRST_MESSAGE};
 use crate::error::NodeError;
+use crate::link_probe::serve_probe;
 use crate::machine;
+use crate::measure::answer_measure;
 use crate::serve::{StageEvent, StageHandle};
 
 /// Connections served at once: each has a thread. A coordinator has one, a stage that is being connected two more.
@@ -41,6 +43,8 @@ pub struct WorkerConfig {
     pub memory_bytes: Option<u64>,
     /// Measured read bandwidth, if it was measured.
     pub read_gb_s: Option<f64>,
+    /// Where this node keeps what it learned of its speed; nowhere when absent.
+    pub profile_dir: Option<PathBuf>,
 }
 
 impl Default for WorkerConfig {
@@ -54,6 +58,7 @@ impl Default for WorkerConfig {
             cores: None,
             memory_bytes: None,
             read_gb_s: None,
+            profile_dir: None,
         }
     }
 }
@@ -267,6 +272,7 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
     }
     match Control::decode(&first) {
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
+        Ok(Control::Probe) => serve_probe(connection),
         Ok(_) => tracing::warn!("a peer did not say hello first"),
         Err(error) => tracing::warn!("a peer's first message is refused: {error}"),
     }
@@ -354,6 +360,11 @@ fn control_loop(
                 {
                     slot.stage.start();
                 }
+                Ok(())
+            }
+            Control::Measure(request) => {
+                let busy = lock(&shared.slot).as_ref().is_some_and(|slot| slot.owner != owner);
+                answer_measure(shared, sender, *request, busy);
                 Ok(())
             }
             Control::StatsRequest { id } => {

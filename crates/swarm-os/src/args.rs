@@ -359,7 +359,7 @@ pub struct AnswerArgs {
 }
 
 /// Who is in the ring.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct RingArgs {
     /// Nodes on this computer: all but one are started for the duration of the command
     #[arg(long, value_parser = count(), conflicts_with_all = ["peer", "workers"])]
@@ -373,9 +373,35 @@ pub struct RingArgs {
     /// How long to look for workers [default: 3, or 30 when workers are required]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub wait: Option<u32>,
-    /// The layers of each node, this one first, for example 0..11,11..22 [default: by memory and speed]
+    /// The layers of each node, this one first, for example 0..11,11..22 or here=0..11,den=11..22 [default: by memory
+    /// and speed]
     #[arg(long)]
     pub layers: Option<String>,
+    /// Share the layers: where it gains or must be, with every node, or not at all [default: auto, with --nodes always]
+    #[arg(long, value_enum)]
+    pub split: Option<SplitArg>,
+    /// What the placement is best at [default: latency, where a split is asked for throughput]
+    #[arg(long, value_enum)]
+    pub objective: Option<ObjectiveArg>,
+}
+
+/// Whether layers are shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SplitArg {
+    Auto,
+    Always,
+    Never,
+}
+
+/// What a placement is best at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ObjectiveArg {
+    /// One user's tokens per second
+    Latency,
+    /// All users' tokens per second together, and long prompts
+    Throughput,
+    /// Few nodes, with room left
+    Fit,
 }
 
 /// How commands that look for workers by themselves are kept from it.

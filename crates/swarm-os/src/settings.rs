@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use swarm_kernels::KvType;
 use swarm_link::{ConfigDir, Identity, parse_peer};
-use swarm_node::{EngineConfig, Message, NodeError, Prompt, Request, Sampling, WorkerSearch, machine};
+use swarm_node::{
+    EngineConfig, Message, NodeError, Objective, Prompt, Request, Sampling, Split, WorkerSearch, machine,
+};
 use swarm_ring::PlaceError;
 
-use crate::args::{AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, RingArgs, absolute_model};
+use crate::args::{
+    AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, RingArgs, SplitArg, absolute_model,
+};
 use crate::failure::Failure;
 
 /// Longest wait for a peer's name to be looked up.
@@ -82,13 +86,22 @@ impl Start {
     /// Checks `model` and `ring` and puts them together.
     pub fn new(model: &ModelArgs, ring: &RingArgs, search: Search) -> Result<Self, Failure> {
         let path = swarm_node::resolve_model(&model.model)?;
-        let cut = ring.layers.as_deref().map(layers).transpose()?;
-        let nodes = local_nodes(ring, cut.as_deref(), search)?;
+        let (cut_nodes, cut) = ring.layers.as_deref().map(layers).transpose()?.unzip();
+        let split = split(ring);
+        let nodes = local_nodes(ring, cut.as_deref(), search)?.filter(|_| split != Split::Never);
         let peers = ring.peer.iter().map(|peer| peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
         let (folders, identity) = identity()?;
         let mut config = model_config(model, &path)?;
         config.sessions_max = SESSIONS;
         config.state_dir = Some(folders.state().to_path_buf());
+        config.profile_dir = config.state_dir.clone();
+        config.split = split;
+        config.objective = ring.objective.map(|objective| match objective {
+            ObjectiveArg::Latency => Objective::Latency,
+            ObjectiveArg::Throughput => Objective::Throughput,
+            ObjectiveArg::Fit => Objective::Fit,
+        });
+        config.cut_nodes = cut_nodes.unwrap_or_default();
         let mut local = None;
         if let Some(nodes) = nodes.filter(|&nodes| nodes > 1) {
             room_for(nodes, &model.model)?;
@@ -105,7 +118,7 @@ impl Start {
             };
             local =
                 Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
-        } else if nodes.is_none() {
+        } else if nodes.is_none() && split != Split::Never {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
         config.cut = cut;
@@ -117,6 +130,8 @@ impl Start {
         let mut config = self.config.clone();
         config.search = WorkerSearch::default();
         config.cut = None;
+        config.cut_nodes = Vec::new();
+        config.split = Split::Never;
         if config.threads != compute.threads {
             config.threads = compute.threads;
             // Measured with other threads.
@@ -147,6 +162,17 @@ fn room_for(nodes: usize, model: &str) -> Result<(), Failure> {
         Ok(())
     } else {
         Err(NodeError::from(PlaceError::TooManyNodes { nodes, layers }).into())
+    }
+}
+
+/// Workers of one command are there to be used; those of others are used where they help.
+fn split(ring: &RingArgs) -> Split {
+    match ring.split {
+        Some(SplitArg::Auto) => Split::Auto,
+        Some(SplitArg::Always) => Split::Always,
+        Some(SplitArg::Never) => Split::Never,
+        None if ring.nodes.is_some() => Split::Always,
+        None => Split::Auto,
     }
 }
 
@@ -244,18 +270,26 @@ fn peer_addresses(peer: &str) -> Result<Vec<SocketAddr>, Failure> {
         .map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
 }
 
-/// `0..11,11..22`.
-fn layers(text: &str) -> Result<Vec<Range<usize>>, Failure> {
+/// `0..11,11..22`, or `here=0..11,den=11..22`: the names, if there are any, and the ranges.
+fn layers(text: &str) -> Result<(Vec<String>, Vec<Range<usize>>), Failure> {
     let range = |part: &str| -> Option<Range<usize>> {
         let (start, end) = part.trim().split_once("..")?;
         Some(start.parse().ok()?..end.parse().ok()?)
     };
-    let parts: Option<Vec<_>> = text.split(',').map(range).collect();
-    parts.ok_or_else(|| {
-        Failure::usage(format!(
-            "--layers: {text:?} is not a list of layer ranges; write it like 0..11,11..22"
-        ))
-    })
+    let (mut names, mut ranges) = (Vec::new(), Vec::new());
+    for part in text.split(',') {
+        let (name, layers) =
+            part.rsplit_once('=').map_or((None, part), |(name, layers)| (Some(name), layers));
+        names.extend(name.map(|name| name.trim().to_owned()));
+        ranges.extend(range(layers));
+    }
+    let parts = text.split(',').count();
+    if ranges.len() == parts && (names.is_empty() || names.len() == parts) {
+        return Ok((names, ranges));
+    }
+    Err(Failure::usage(format!(
+        "--layers: {text:?} is not a list of layer ranges; write it like 0..11,11..22 or here=0..11,den=11..22"
+    )))
 }
 
 /// `8GB`, `512 MiB`, `1000000`.
@@ -343,7 +377,10 @@ mod tests {
 
     #[test]
     fn cuts() {
-        assert_eq!(layers("0..2, 2..5").unwrap(), [0..2, 2..5]);
+        assert_eq!(layers("0..2, 2..5").unwrap(), (Vec::new(), vec![0..2, 2..5]));
+        let named = (vec!["a=b".to_owned(), "den".to_owned()], vec![0..2, 2..5]);
+        assert_eq!(layers("a=b=0..2, den = 2..5").unwrap(), named);
+        assert!(layers("a=0..2,2..5").is_err());
         for text in ["", "0-2", "0..", "..2", "0..2;2..3", "0..2,", "-1..2", "0..99999999999999999999"] {
             assert!(layers(text).is_err(), "{text}");
         }

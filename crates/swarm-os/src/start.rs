@@ -1,5 +1,4 @@
-//! Starting an engine: workers on this computer where asked for, progress, and a measured read bandwidth where
-//! the placement depends on it.
+//! Starting an engine: workers on this computer where asked for, and progress.
 
 use std::thread;
 
@@ -51,18 +50,7 @@ impl Start {
             self.config.search.peers = workers.peers();
             return Ok(Some(workers));
         }
-        if self.config.search.at_most > 0 && self.config.cut.is_none() {
-            self.measure()?;
-        }
         Ok(None)
-    }
-
-    /// Measures the read bandwidth that this node's share of the layers depends on, unless that was done.
-    pub fn measure(&mut self) -> Result<(), Failure> {
-        if self.config.read_gb_s.is_none() {
-            self.config.read_gb_s = Some(read_bandwidth(self.config.threads, self.config.cores.clone())?);
-        }
-        Ok(())
     }
 }
 

@@ -15,6 +15,7 @@ mod partition;
 mod percentiles;
 mod place;
 mod place_words;
+mod plan;
 mod scheduler;
 mod session;
 mod telemetry;
@@ -25,7 +26,11 @@ pub use gate::{Gate, GateError, Refusal, SessionBook};
 pub use heartbeat::{Health, Heartbeat};
 pub use partition::partition;
 pub use percentiles::Percentiles;
-pub use place::{Goal, ModelShape, NodeCapacity, PlaceError, PlacedStage, Placement, place, place_for};
+pub use place::{
+    Alternative, Link, ModelShape, NodeProfile, NodeSpeed, Objective, PlaceError, PlacedStage, Placement,
+    Plan, RoomProfile, SpeedSource, Split, StageMemory,
+};
+pub use plan::{CutStage, EXACT_NODES_MAX, plan, plan_cut};
 pub use scheduler::{
     Action, ConfigError, Counters, Event, LapError, ReplayPoint, Scheduler, SchedulerConfig, StepPlan,
 };

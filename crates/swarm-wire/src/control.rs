@@ -9,6 +9,7 @@ use crate::blame::Blame;
 use crate::control_check::{CONTROL_BYTES_MAX, KINDS, REASON_CHARS_MAX};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
+use crate::measure::{Measure, Measured};
 
 /// Everything that is said on a control connection. In JSON the field `kind` names the variant in
 /// snake case. A field this build does not know is ignored; a kind it does not know is an error
@@ -55,6 +56,13 @@ pub enum Control {
         /// Why, in words.
         reason: String,
     },
+    /// Coordinator to worker, before layers are placed: measure yourself and your links.
+    Measure(Box<Measure>),
+    /// What the worker measured.
+    Measured(Measured),
+    /// First message of whoever dials only to measure the link: every message that follows is
+    /// answered by its first bytes.
+    Probe,
     /// The sender leaves. A closed link without it is a fault.
     Bye,
 }

@@ -2,6 +2,7 @@
 
 use crate::control::{Control, ControlError, Hello, Prepare, Stats};
 use crate::frame::TIME_US_MAX;
+use crate::measure::{validate_measure, validate_measured};
 
 /// Longest control message.
 pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
@@ -25,7 +26,7 @@ const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
 /// The names of all kinds, so that an unknown one is told apart from a malformed one.
-pub(crate) const KINDS: [&str; 14] = [
+pub(crate) const KINDS: [&str; 17] = [
     "hello",
     "welcome",
     "prepare",
@@ -40,17 +41,20 @@ pub(crate) const KINDS: [&str; 14] = [
     "stats",
     "release",
     "bye",
+    "measure",
+    "measured",
+    "probe",
 ];
 
-fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
+pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
     ControlError::Invalid { field, why: why.into() }
 }
 
-fn at_most(field: &'static str, value: u64, max: u64) -> Result<(), ControlError> {
+pub(crate) fn at_most(field: &'static str, value: u64, max: u64) -> Result<(), ControlError> {
     if value > max { Err(invalid(field, format!("{value} is above {max}"))) } else { Ok(()) }
 }
 
-fn between(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), ControlError> {
+pub(crate) fn between(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), ControlError> {
     if value < min {
         Err(invalid(field, format!("{value} is below {min}")))
     } else {
@@ -58,7 +62,7 @@ fn between(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), Co
     }
 }
 
-fn text(field: &'static str, text: &str, max: usize) -> Result<(), ControlError> {
+pub(crate) fn text(field: &'static str, text: &str, max: usize) -> Result<(), ControlError> {
     if text.chars().nth(max).is_some() {
         return Err(invalid(field, format!("longer than {max} characters")));
     }
@@ -90,7 +94,13 @@ impl Control {
                 at_most("node_us", pong.node_us, TIME_US_MAX)
             }
             Self::Stats(stats) => validate_stats(stats),
-            Self::Start { .. } | Self::Started { .. } | Self::StatsRequest { .. } | Self::Bye => Ok(()),
+            Self::Measure(measure) => validate_measure(measure),
+            Self::Measured(measured) => validate_measured(measured),
+            Self::Start { .. }
+            | Self::Started { .. }
+            | Self::StatsRequest { .. }
+            | Self::Probe
+            | Self::Bye => Ok(()),
         }
     }
 }

@@ -22,6 +22,7 @@ mod frame;
 mod greeting;
 mod ids;
 mod limits;
+mod measure;
 mod sampling;
 
 pub use blame::Blame;
@@ -42,6 +43,7 @@ pub use frame::{
 pub use greeting::{DATA_HELLO_BYTES, DataHello, DataKind};
 pub use ids::{Epoch, Fingerprint, IdError, NodeId, Position, SessionId};
 pub use limits::{FRAME_BYTES_CAP, Limits, LimitsError};
+pub use measure::{LayerShape, MatrixShape, Measure, Measured, MeasuredLink, TARGETS_MAX};
 pub use sampling::{Sampling, SamplingError};
 
 /// Two nodes with another major number cannot talk; both versions are named in the refusal.

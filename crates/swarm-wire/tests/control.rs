@@ -7,9 +7,9 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, Control, ControlError, Epoch, Fingerprint, Hello, KvType, LayerRange, Limits,
-    Loading, NextHop, NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role,
-    Stats,
+    Blame, CONTROL_BYTES_MAX, Control, ControlError, Epoch, Fingerprint, Hello, KvType, LayerRange,
+    LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
+    PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
 const LIMITS: Limits =
@@ -137,8 +137,44 @@ fn any_control() -> impl Strategy<Value = Control> {
         any::<u64>().prop_map(|id| Control::StatsRequest { id }),
         stats.prop_map(Control::Stats),
         ".{0,200}".prop_map(|reason| Control::Release { reason }),
+        any_measure().prop_map(|measure| Control::Measure(Box::new(measure))),
+        any_measured().prop_map(Control::Measured),
+        Just(Control::Probe),
         Just(Control::Bye),
     ]
+}
+
+fn any_measure() -> impl Strategy<Value = Measure> {
+    let matrix = (".{0,16}", 1u32..1 << 22, 1u32..1 << 22).prop_map(|(dtype, rows, cols)| MatrixShape {
+        dtype,
+        rows,
+        cols,
+    });
+    let shape = (vec(matrix, 8), 1u32..4096).prop_map(|(all, layers)| LayerShape {
+        layer: std::array::from_fn(|index| all[index].clone()),
+        head: all[7].clone(),
+        layers,
+    });
+    let target = any::<[u8; 32]>()
+        .prop_map(|id| NextHop { node_id: NodeId(id), addresses: vec!["10.0.0.2:4000".parse().unwrap()] });
+    (any::<u64>(), shape, option::of(1u32..64), vec(target, 0..4))
+        .prop_map(|(id, shape, threads, targets)| Measure { id, shape, threads, targets })
+}
+
+fn any_measured() -> impl Strategy<Value = Measured> {
+    let link = (any::<[u8; 32]>(), option::of(0u64..1 << 40), option::of(1u64..)).prop_map(
+        |(id, round_trip_ns, bytes_per_s)| MeasuredLink { node_id: NodeId(id), round_trip_ns, bytes_per_s },
+    );
+    (any::<u64>(), [0u64..1 << 40, 0..1 << 40, 0..1 << 40], any::<bool>(), vec(link, 0..4)).prop_map(
+        |(id, [layer_ns, row_ns, head_ns], layers, links)| Measured {
+            id,
+            layer_ns,
+            row_ns,
+            head_ns,
+            layers,
+            links,
+        },
+    )
 }
 
 fn bytes(message: &Control) -> Vec<u8> {

@@ -146,3 +146,21 @@ fn wrong_sizes_are_refused() {
     assert!(matches!(Matrix::new(DType::Q4_0, 2, 32, &[0; 35]), Err(ShapeError::Bytes { want: 36, .. })));
     assert!(matches!(Matrix::new(DType::F32, usize::MAX, 1 << 40, &[]), Err(ShapeError::TooLarge { .. })));
 }
+
+#[test]
+fn the_bytes_a_matrix_takes_are_known_before() {
+    for dtype in DType::ALL {
+        for (rows, blocks) in [(1, 1), (8, 3), (21, 2)] {
+            let cols = blocks * dtype.block_len().max(7);
+            let bytes = noise(1, rows * dtype.row_bytes(cols).unwrap());
+            let matrix = Matrix::new(dtype, rows, cols, &bytes).unwrap();
+            assert_eq!(
+                Matrix::bytes_needed(dtype, rows, cols),
+                Some(matrix.bytes()),
+                "{dtype:?} [{rows}, {cols}]"
+            );
+        }
+    }
+    assert_eq!(Matrix::bytes_needed(DType::Q8_0, 1, 33), None);
+    assert_eq!(Matrix::bytes_needed(DType::F32, usize::MAX, 64), None);
+}

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use swarm_link::{Identity, SwarmSecret};
 use swarm_node::{
-    Engine, EngineConfig, Finish, Outcome, Prompt, Request, Worker, WorkerConfig, WorkerEvent, WorkerSearch,
+    Engine, EngineConfig, Finish, Outcome, Prompt, Request, Split, Worker, WorkerConfig, WorkerEvent,
+    WorkerSearch,
 };
 use swarm_testkit::toy::{self, Storage};
 
@@ -73,6 +74,9 @@ pub fn config(model: &Path, search: WorkerSearch) -> EngineConfig {
         worker_threads: Some(1),
         chunk: 5,
         search,
+        split: Split::Always,
+        // Toy models are too small to measure, and some workers of these tests are made of cardboard.
+        measure: false,
         ..EngineConfig::new(model.to_str().unwrap())
     }
 }

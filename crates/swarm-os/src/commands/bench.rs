@@ -34,6 +34,8 @@ struct BenchReport {
     decode_range: Option<[f64; 2]>,
     /// Of one session alone; with one session the same as above.
     decode_tok_per_s_single: Option<f64>,
+    /// Of one session, as the planner said before the layers were loaded.
+    predicted_tok_per_s: f64,
     ttft_ms_p50: Option<f64>,
     weight_bytes_per_token: u64,
     read_bandwidth_gb_s: f64,
@@ -264,6 +266,7 @@ fn report(
         prefill_range: range(&prefill),
         decode_range: range(&decode),
         decode_tok_per_s_single: single.map_or(median(&decode), |single| single.decode_tok_per_s),
+        predicted_tok_per_s: engine.placement().tok_per_s,
         ttft_ms_p50: median(&ttft),
         weight_bytes_per_token: nodes.iter().map(|node| node.weight_bytes_per_token).sum(),
         read_bandwidth_gb_s: 0.0,
@@ -338,6 +341,7 @@ fn words(report: &BenchReport) -> String {
         ("prefill", speed(report.prefill_tok_per_s, report.prefill_range)),
         ("decode", speed(report.decode_tok_per_s, report.decode_range)),
         ("decode, one session", number(report.decode_tok_per_s_single, 1, " tok/s")),
+        ("predicted", format!("{:.1} tok/s", report.predicted_tok_per_s)),
         ("first token", number(report.ttft_ms_p50, 1, " ms")),
         ("lap", number(report.lap_ms_p50, 2, " ms")),
         ("weights per token", text::bytes(report.weight_bytes_per_token)),

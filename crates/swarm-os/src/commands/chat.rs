@@ -41,8 +41,10 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
         )));
     }
     let nodes = engine.nodes().len();
-    if looked && nodes == 1 {
+    if looked && engine.plan().left_out.is_empty() && nodes == 1 {
         text::note("no worker was found; this computer answers alone");
+    } else if looked {
+        text::note(&format!("{}; --split always or never decides otherwise", engine.plan().sentence));
     }
     text::say(&format!(
         "{}, context {}, {nodes} node{}\n{}\n/help lists commands, exit leaves",

@@ -4,7 +4,7 @@ use swarm_node::Finish;
 
 use super::run;
 use super::verify::{Receipt, request};
-use crate::args::{DemoArgs, RingArgs};
+use crate::args::{DemoArgs, RingArgs, SplitArg};
 use crate::failure::{Code, Failure};
 use crate::interrupt::Repeat;
 use crate::present::answer;
@@ -13,8 +13,7 @@ use crate::present::text::{self, AnswerOut};
 use crate::settings::{self, Search, Start};
 
 pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
-    let ring =
-        RingArgs { nodes: Some(args.nodes), peer: Vec::new(), workers: None, wait: None, layers: None };
+    let ring = RingArgs { nodes: Some(args.nodes), split: Some(SplitArg::Always), ..RingArgs::default() };
     let start = Start::new(&args.model, &ring, Search::NONE)?;
     let single = start.alone(&args.model.compute)?;
     let progress = Progress::new(false);

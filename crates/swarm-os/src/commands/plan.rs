@@ -1,7 +1,7 @@
-//! `swarm-os plan`: which layers would go where, and why (not) to split.
+//! `swarm-os plan`: which layers would go where, how fast that would be, and why (not) to split.
 
 use serde::Serialize;
-use swarm_node::Plan;
+use swarm_node::{Objective, Plan, Split};
 use swarm_ring::Placement;
 
 use crate::args::PlanArgs;
@@ -15,7 +15,7 @@ use crate::settings::{Search, Start};
 #[derive(Serialize)]
 struct PlanReport<'a> {
     #[serde(flatten)]
-    placement: &'a Placement,
+    plan: &'a swarm_ring::Plan,
     model: &'a str,
     context: usize,
     /// The lap with all layers here; null when they do not fit.
@@ -24,60 +24,98 @@ struct PlanReport<'a> {
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let mut start = Start::new(&args.model, &args.ring, Search::of(&args.look, false))?;
-    start.measure()?;
-    let mut alone = start.alone(&args.model.compute)?;
-    if start.config.search.at_most > 0 {
-        alone.measure()?;
+    if args.ring.split.is_none() {
+        // What would be done with these nodes, if nothing else were said.
+        start.config.split = Split::Auto;
     }
     let progress = Progress::new(start.local.is_none());
     let plan = start.plan(&progress)?;
-    let alone = alone.plan(&progress).ok().map(|plan| plan.placement);
-    let alone_lap_ms = alone.as_ref().map(|alone| alone.lap_ms);
     if args.json {
         let (model, context) = (plan.model.name(), plan.context);
-        return Ok(json(&PlanReport { placement: &plan.placement, model, context, alone_lap_ms })?);
+        let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
+        return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms })?);
     }
-    text::say(&words(&plan, alone_lap_ms))?;
+    text::say(&words(&plan))?;
     Ok(())
 }
 
-fn words(plan: &Plan, alone_lap_ms: Option<f64>) -> String {
-    let placement = &plan.placement;
-    let mut rows = vec![["node", "layers", "memory", "predicted", "why"].map(String::from).to_vec()];
+fn alone(plan: &swarm_ring::Plan) -> Option<&Placement> {
+    let others = plan.alternatives.iter().filter_map(|other| other.placement.as_ref());
+    std::iter::once(&plan.placement).chain(others).find(|placement| placement.stages.len() == 1)
+}
+
+fn words(plan: &Plan) -> String {
+    let Plan { model, plan, context } = plan;
+    let aim = match plan.objective {
+        Objective::Latency => "the speed of one user",
+        Objective::Throughput => "the speed of many users together",
+        Objective::Fit => "few nodes",
+    };
+    let mut parts = vec![
+        format!("{}, context {context}, for {aim}", text::line(model.name())),
+        stages(&plan.placement),
+        totals(&plan.placement),
+    ];
+    if !plan.alternatives.is_empty() {
+        parts.push(alternatives(plan));
+    }
+    parts.push(text::line(&plan.sentence));
+    parts.join("\n")
+}
+
+fn stages(placement: &Placement) -> String {
+    let head = ["node", "layers", "weights", "KV", "buffers", "memory", "offers", "compute", "hop"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     for stage in &placement.stages {
         rows.push(vec![
             text::line(&stage.name),
             format!("{}..{}", stage.layers.start, stage.layers.end),
+            text::bytes(stage.weight_bytes),
+            text::bytes(stage.kv_bytes),
+            text::bytes(stage.buffer_bytes),
             text::bytes(stage.memory_bytes),
-            format!("{:.2} ms", stage.predicted_ms),
-            text::line(&stage.reason),
+            text::bytes(stage.offered_bytes),
+            format!("{:.2} ms ({})", stage.predicted_ms, text::source(stage.source)),
+            match (placement.stages.len(), stage.hop_measured) {
+                (1, _) => "-".to_owned(),
+                (_, true) => format!("{:.2} ms", stage.hop_ms),
+                (_, false) => format!("{:.2} ms (assumed)", stage.hop_ms),
+            },
         ]);
     }
+    text::table(&rows, &[2, 3, 4, 5, 6, 7, 8])
+}
+
+fn totals(placement: &Placement) -> String {
     format!(
-        "{}, context {}\n{}\n{}",
-        text::line(plan.model.name()),
-        plan.context,
-        text::table(&rows, &[2, 3]),
-        advice(placement, alone_lap_ms)
+        "a token takes {:.2} ms: {:.2} ms of compute, {:.2} ms of hops; prompt {:.0} tok/s",
+        placement.lap_ms, placement.compute_ms, placement.hops_ms, placement.prefill_tok_per_s
     )
 }
 
-/// Whether to split, in plain words.
-fn advice(placement: &Placement, alone_lap_ms: Option<f64>) -> String {
-    let nodes = placement.stages.len();
-    let (lap, slowest) = (placement.lap_ms, placement.slowest_ms);
-    match (nodes, alone_lap_ms) {
-        (0 | 1, _) => format!("all layers here: a token takes at least {lap:.2} ms"),
-        (_, None) => format!(
-            "the model does not fit here alone: it needs these {nodes} nodes; a token takes at least {lap:.2} ms, plus {nodes} hops"
-        ),
-        // Predictions closer than this are equal, and the hops decide.
-        (_, Some(alone)) if alone <= lap * 1.02 => format!(
-            "the whole model fits here, and one conversation is faster alone: {alone:.2} ms per token here, {lap:.2} ms plus {nodes} hops over {nodes} nodes; splitting pays for several conversations at once (a token every {slowest:.2} ms), for long prompts, or to free memory here; --alone keeps it here"
-        ),
-        (_, Some(alone)) => format!(
-            "the whole model fits here, too: {alone:.2} ms per token here, {lap:.2} ms plus {nodes} hops over {nodes} nodes; splitting is faster while a hop takes less than {:.2} ms",
-            (alone - lap) / nodes as f64
-        ),
+fn alternatives(plan: &swarm_ring::Plan) -> String {
+    let mut rows =
+        vec![["instead", "one user", "many users", "compute", "hops", "layers"].map(String::from).to_vec()];
+    for other in &plan.alternatives {
+        let label = text::line(&other.label);
+        let Some(placement) = &other.placement else {
+            let why = other.why_not.as_deref().map(text::line).unwrap_or_default();
+            rows.push(vec![label, format!("does not fit: {why}")]);
+            continue;
+        };
+        let layers: Vec<String> = placement
+            .stages
+            .iter()
+            .map(|stage| format!("{}..{}", stage.layers.start, stage.layers.end))
+            .collect();
+        rows.push(vec![
+            label,
+            format!("{:.1} tok/s", placement.tok_per_s),
+            format!("{:.1} tok/s", placement.tok_per_s_many),
+            format!("{:.2} ms", placement.compute_ms),
+            format!("{:.2} ms", placement.hops_ms),
+            layers.join(","),
+        ]);
     }
+    text::table(&rows, &[])
 }

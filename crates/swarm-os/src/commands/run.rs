@@ -19,6 +19,10 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let start = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
+    let plan = running.engine.plan();
+    if !plan.left_out.is_empty() {
+        text::note(&format!("{}; --split always decides otherwise", plan.sentence));
+    }
     let outcome = if args.json {
         answer(&running.engine, request, Repeat::End, |_| Ok(()))?
     } else {

@@ -1,7 +1,7 @@
 //! `swarm-os verify`: the same prompt alone and over the ring, and a receipt.
 
 use serde::Serialize;
-use swarm_node::{Engine, Outcome, Prompt, Request};
+use swarm_node::{Engine, Outcome, Prompt, Request, Split};
 use swarm_ring::Placement;
 
 use super::run;
@@ -36,6 +36,9 @@ pub struct Receipt {
 pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     let typed = args.prompt.as_deref().map(settings::prompt_text).transpose()?;
     let mut ring = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
+    if args.ring.split.is_none() {
+        ring.config.split = Split::Always;
+    }
     if ring.local.is_none() && ring.config.search.at_most == 0 {
         return Err(Failure::usage(
             "there is no ring to compare with; say --nodes N for workers on this computer, --discover, or --peer HOST:PORT",

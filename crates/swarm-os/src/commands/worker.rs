@@ -66,6 +66,7 @@ fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
         cores: settings::cores(&args.compute)?,
         memory_bytes: settings::memory(&args.compute)?,
         read_gb_s: None,
+        profile_dir: Some(settings::state_folder()?),
     };
     if !args.local {
         config.read_gb_s = Some(read_bandwidth(config.threads, config.cores.clone())?);

@@ -1,6 +1,7 @@
 //! What is said about an answer once it is there. Every number was measured; one that was not is `-`.
 
 use swarm_node::{Engine, Outcome};
+use swarm_ring::SpeedSource;
 
 use super::report::hops;
 use super::text::{bytes, ms, number, table};
@@ -18,6 +19,7 @@ pub fn telemetry(engine: &Engine, outcome: &Outcome) -> String {
         number(outcome.decode_tok_per_s(), 1, ""),
         number(ms(outcome.ttft_us), 0, " ms"),
     )];
+    lines.extend(against_prediction(engine, outcome));
     let mut prompt = format!(
         "prompt: {} tokens, {} tok/s",
         outcome.prompt_tokens,
@@ -58,6 +60,21 @@ pub fn telemetry(engine: &Engine, outcome: &Outcome) -> String {
         lines.push(table(&rows, &[]));
     }
     lines.join("\n")
+}
+
+/// Measured speed against the planner's; nothing for an answer too short to tell.
+fn against_prediction(engine: &Engine, outcome: &Outcome) -> Option<String> {
+    let (measured, placement) = (outcome.decode_tok_per_s()?, engine.placement());
+    let predicted = placement.tok_per_s;
+    let how = match placement.stages.iter().map(|stage| stage.source).min()? {
+        SpeedSource::Assumed => "from assumed speeds",
+        SpeedSource::Probe => "from a probe",
+        SpeedSource::Layers => "from earlier answers",
+    };
+    let apart = (measured / predicted - 1.0) * 100.0;
+    apart
+        .is_finite()
+        .then(|| format!("predicted {predicted:.1} tok/s ({how}), measured {measured:.1}: {apart:+.0} %"))
 }
 
 /// The nodes of a ring: what each holds.

@@ -19,6 +19,8 @@ pub struct RunReport {
     pub ttft_ms: Option<f64>,
     pub prefill_tok_per_s: Option<f64>,
     pub decode_tok_per_s: Option<f64>,
+    /// What the planner said before the layers were loaded.
+    pub predicted_tok_per_s: f64,
     pub nodes: Vec<NodeTimes>,
     pub hops: Vec<Hop>,
     pub lap_ms_p50: Option<f64>,
@@ -70,6 +72,7 @@ impl RunReport {
             ttft_ms: ms(outcome.ttft_us),
             prefill_tok_per_s: outcome.prefill_tok_per_s(),
             decode_tok_per_s: outcome.decode_tok_per_s(),
+            predicted_tok_per_s: engine.placement().tok_per_s,
             hops: hops(&nodes, outcome),
             prompt_bytes: (nodes.len() > 1).then_some(outcome.telemetry.prompt_bytes),
             nodes: node_times(&nodes, decode),

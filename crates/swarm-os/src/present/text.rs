@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use swarm_ring::Placement;
+use swarm_ring::{Placement, SpeedSource};
 
 /// One line of a stranger's text: what could steer a terminal or break the line is spelled out.
 pub fn line(text: &str) -> String {
@@ -103,10 +103,19 @@ pub fn placement(placement: &Placement, names: &[String]) -> String {
             format!("{}..{}", stage.layers.start, stage.layers.end),
             bytes(stage.weight_bytes),
             bytes(stage.memory_bytes),
-            format!("{:.2} ms{}", stage.predicted_ms, if stage.measured { "" } else { " (assumed)" }),
+            format!("{:.2} ms ({})", stage.predicted_ms, source(stage.source)),
         ]);
     }
     table(&rows, &[2, 3, 4])
+}
+
+/// How a node's speed is known.
+pub fn source(source: SpeedSource) -> &'static str {
+    match source {
+        SpeedSource::Assumed => "assumed",
+        SpeedSource::Probe => "probed",
+        SpeedSource::Layers => "measured",
+    }
 }
 
 #[cfg(test)]

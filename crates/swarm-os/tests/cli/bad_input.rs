@@ -129,7 +129,7 @@ fn a_worker_with_another_model() {
     let bench = Bench::new();
     let (toy, other) = (bench.toy(), bench.write(&spec("llama").with_seed(99), "other"));
     let (_worker, address) = bench.worker("there", &other);
-    let args = ["run", "--model", toy.to_str().unwrap(), "--peer", &address, "hi"];
+    let args = ["run", "--split", "always", "--model", toy.to_str().unwrap(), "--peer", &address, "hi"];
     bench.refused(
         &args,
         2,

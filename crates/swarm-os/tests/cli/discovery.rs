@@ -23,12 +23,12 @@ fn two_computers_find_each_other_and_answer_as_one() {
         serde_json::from_str::<serde_json::Value>(&finished.stdout).unwrap()
     };
     let alone = ask(&[]);
-    let ring = ask(&["--discover"]);
+    let ring = ask(&["--discover", "--split", "always"]);
     assert_eq!(ring["nodes"].as_array().unwrap().len(), 2);
     assert!(ring["nodes"][1]["name"].as_str().unwrap().starts_with("kitchen-"));
     assert_eq!((&alone["token_ids"], &alone["logits_hash"]), (&ring["token_ids"], &ring["logits_hash"]));
     // And in the original's spelling.
-    let chat = here.command(&["--role", "A", "--model", model, "--max-tokens", "8"]);
+    let chat = here.command(&["--role", "A", "--split", "always", "--model", model, "--max-tokens", "8"]);
     let mut chat = Proc::spawn(&mut lab.run_in(0, &chat)).unwrap();
     chat.expect(SOON, "kitchen-").unwrap();
     chat.say("the hen").unwrap();

@@ -67,8 +67,19 @@ fn a_coordinator_that_is_killed_leaves_a_worker_that_serves_the_next() {
     let left = worker.expect(SOON, "\"left\"").unwrap();
     assert!(event(&left)["coordinator"].is_string(), "{left}");
     let path = model();
-    let args =
-        ["run", "--json", "--peer", &address, "--model", path.to_str().unwrap(), "--max-tokens", "4", "Hi"];
+    let args = [
+        "run",
+        "--json",
+        "--split",
+        "always",
+        "--peer",
+        &address,
+        "--model",
+        path.to_str().unwrap(),
+        "--max-tokens",
+        "4",
+        "Hi",
+    ];
     let answer = bench.json(&args);
     assert_eq!(answer["completion_tokens"], 4);
     let step: Value = event(&worker.expect(SOON, "\"tokens_predicted\"").unwrap());
@@ -88,7 +99,8 @@ fn a_worker_that_stops_answering_is_given_up() {
 /// A console over workers at `peers`.
 fn console(bench: &Bench, peers: &[&str]) -> Proc {
     let model = model();
-    let mut args = vec!["chat", "--no-discovery", "--max-tokens", "40", "--model", model.to_str().unwrap()];
+    let mut args = vec!["chat", "--no-discovery", "--split", "always", "--max-tokens", "40", "--model"];
+    args.push(model.to_str().unwrap());
     peers.iter().for_each(|peer| args.extend(["--peer", peer]));
     let workers = peers.len().to_string();
     args.extend(["--workers", &workers]);
@@ -170,7 +182,17 @@ fn ctrl_c_in_the_console_ends_the_answer_only() {
     let bench = Bench::new();
     let (mut worker, address) = bench.worker("there", &model());
     let model = model();
-    let args = ["chat", "--no-discovery", "--peer", &address, "--max-tokens", "4000", "--model"];
+    let args = [
+        "chat",
+        "--no-discovery",
+        "--split",
+        "always",
+        "--peer",
+        &address,
+        "--max-tokens",
+        "4000",
+        "--model",
+    ];
     let mut chat = bench.start(&[&args[..], &[model.to_str().unwrap()]].concat());
     chat.say("What is the capital of France?").unwrap();
     for _ in 0..5 {

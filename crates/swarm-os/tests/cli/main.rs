@@ -7,5 +7,6 @@ mod discovery;
 mod faults;
 mod help;
 mod perplexity;
+mod plan;
 mod real_model;
 mod ring;

@@ -152,21 +152,6 @@ fn demo_shows_placement_telemetry_and_proof() {
 }
 
 #[test]
-fn plan_says_who_gets_what_and_whether_to_split() {
-    let bench = Bench::new();
-    let toy = bench.toy();
-    let model = toy.to_str().unwrap();
-    let plan = bench.json(&["plan", "--json", "--nodes", "2", "--model", model]);
-    assert_eq!(plan["stages"].as_array().unwrap().len(), 2);
-    assert!(plan["lap_ms"].as_f64().unwrap() > 0.0);
-    assert!(plan["alone_lap_ms"].as_f64().unwrap() > 0.0);
-    let words = bench.run(&["plan", "--nodes", "2", "--layers", "0..1,1..4", "--model", model]).stdout;
-    assert!(words.contains("1..4") && words.contains("fits here"), "{words}");
-    let words = bench.run(&["plan", "--alone", "--model", model]).stdout;
-    assert!(words.contains("all layers here"), "{words}");
-}
-
-#[test]
 fn bench_measures_its_contract() {
     let bench = Bench::new();
     let toy = bench.toy();
