@@ -5,6 +5,8 @@ mod bench_peer;
 mod check_arm;
 mod demo;
 mod fetch;
+mod fuzz;
+mod netlab;
 mod steps;
 mod test;
 mod tidy;
@@ -22,6 +24,8 @@ cargo xtask test               fetch, tidy, fmt, clippy, then every test; what C
 cargo xtask check              the same, and cargo deny
 cargo xtask check-arm          the kernels' tests on emulated AArch64 CPUs (needs a cross toolchain and qemu-user)
 cargo xtask tidy               import law, unsafe law, file and function lengths
+cargo xtask netlab ...         time per token against the delay of the links, in network namespaces; needs root
+cargo xtask fuzz [TARGET] [--minutes N]   long runs of the fuzz targets; --help lists them
 cargo xtask bench-peer ...     compare speed with llama.cpp; --help lists the options";
 
 /// The folder with the workspace's `Cargo.toml`.
@@ -39,6 +43,8 @@ fn run(args: &[&str]) -> Result<ExitCode> {
         ["test"] => test::test(&root(), false),
         ["check"] => test::test(&root(), true),
         ["check-arm"] => check_arm::check_arm(&root()),
+        ["netlab", rest @ ..] => netlab::netlab(&root(), rest).map(|()| ExitCode::SUCCESS),
+        ["fuzz", rest @ ..] => fuzz::fuzz(&root(), rest),
         ["bench-peer", rest @ ..] => bench_peer::bench_peer(&root(), rest).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::tidy(&root()).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {

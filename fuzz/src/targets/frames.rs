@@ -1,0 +1,207 @@
+//! Frames and control messages: total, and one meaning has one encoding.
+
+use swarm_wire::{
+    Blame, Control, DataHello, DataKind, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, Limits, NodeId,
+    Open, Position, Sampling, SegmentHead, SessionId, StageTime, TokenOut, Tokens, patch_sent_us, peek,
+};
+
+use super::{Shape, Target, chain, outcome};
+
+pub const FRAMES: Target = Target {
+    name: "frames",
+    shape: Shape::Binary,
+    words: &["SwOS"],
+    seeds: frame_seeds,
+    run: frame,
+    runs: 200_000,
+};
+
+pub const CONTROL: Target = Target {
+    name: "control",
+    shape: Shape::Json,
+    words: &[
+        "kind",
+        "hello",
+        "welcome",
+        "prepare",
+        "loading",
+        "ready",
+        "start",
+        "started",
+        "refused",
+        "ping",
+        "pong",
+        "stats_request",
+        "stats",
+        "release",
+        "bye",
+        "node_id",
+        "layers",
+        "limits",
+        "next",
+        "addresses",
+        "epoch",
+        "read_gb_s",
+        "models",
+        "NaN",
+        "1e999",
+    ],
+    seeds: control_seeds,
+    run: control,
+    runs: 60_000,
+};
+
+pub const LIMITS: Limits =
+    Limits { width: 4, vocab: 100, context_max: 64, tokens_max: 8, segments_max: 3, stages_max: 3 };
+
+fn frame_seeds() -> Vec<Vec<u8>> {
+    let (epoch, session) = (Epoch(5), SessionId(9));
+    let head = FrameHead { epoch, lap: 77 };
+    let time = StageTime { received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
+    let segment = |session, position, tokens, sample| SegmentHead {
+        session: SessionId(session),
+        position: Position(position),
+        tokens,
+        sample,
+    };
+    let segments = [segment(1, 0, 3, false), segment(2, 40, 1, true)];
+    let hashed = TokenOut { session, position: Position(3), token: 99, logits_hash: Some([7; 32]) };
+    let items = [hashed, TokenOut { session: SessionId(2), logits_hash: None, ..hashed }];
+    let from = NodeId([3; 32]);
+    let frames = [
+        Frame::Hidden(Hidden { head, segments: &segments, trail: &[time, time], rows: &[0.5; 16] }),
+        Frame::Hidden(Hidden { head, segments: &[], trail: &[time], rows: &[] }),
+        Frame::Open(Open {
+            epoch,
+            session,
+            sampling: Sampling::default(),
+            prompt: &[1, 2, 3],
+            logits_hash: true,
+        }),
+        Frame::Truncate { epoch, session, position: Position(8) },
+        Frame::Close { epoch, session },
+        Frame::Tokens(Tokens { head, items: &items, trail: &[time; 3] }),
+        Frame::Failed(Failed { epoch, session: Some(session), blame: Blame::Peer, from, text: "no memory" }),
+        Frame::Failed(Failed { epoch, session: None, blame: Blame::Us, from, text: "" }),
+    ];
+    let encoded = frames.iter().map(|frame| {
+        let mut out = Vec::new();
+        frame.encode(&LIMITS, &mut out).expect("a seed is sound");
+        out
+    });
+    let hello = DataHello { epoch, kind: DataKind::Tokens, from };
+    encoded.chain([hello.encode().to_vec()]).collect()
+}
+
+fn frame(bytes: &[u8]) -> u64 {
+    if let Ok(hello) = DataHello::decode(bytes) {
+        assert_eq!(hello.encode(), bytes, "a greeting has two encodings");
+    }
+    let peeked = peek(bytes);
+    let mut patched = bytes.to_vec();
+    let _ = patch_sent_us(&mut patched, u64::MAX);
+    let tight = Limits { width: 1, vocab: 1, context_max: 1, tokens_max: 1, segments_max: 1, stages_max: 1 };
+    let _ = FrameView::decode(bytes, &tight);
+    match FrameView::decode(bytes, &LIMITS) {
+        Ok(view) => {
+            let peeked = peeked.expect("what decodes can be peeked at");
+            assert_eq!((peeked.kind, peeked.epoch), (view.kind(), view.epoch()));
+            assert_eq!(encode(&view), bytes, "a frame has two encodings");
+            outcome(&format!("{:?}", view.kind()))
+        }
+        Err(error) => outcome(&chain(&error)),
+    }
+}
+
+/// The frame of a view, as bytes.
+fn encode(view: &FrameView<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (mut rows, mut segments, mut items, mut prompt) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut trail: Vec<StageTime> = Vec::new();
+    let frame = match *view {
+        FrameView::Hidden(hidden) => {
+            rows.resize(hidden.rows_len(), 0.0);
+            hidden.rows_into(&mut rows).expect("the length was asked for");
+            segments.extend(hidden.segments());
+            trail.extend(hidden.trail());
+            Frame::Hidden(Hidden { head: hidden.head, segments: &segments, trail: &trail, rows: &rows })
+        }
+        FrameView::Open(open) => {
+            prompt.extend(open.prompt());
+            let (epoch, session, sampling) = (open.epoch, open.session, open.sampling);
+            Frame::Open(Open { epoch, session, sampling, prompt: &prompt, logits_hash: open.logits_hash })
+        }
+        FrameView::Tokens(tokens) => {
+            items.extend(tokens.items());
+            assert_eq!(items.len(), tokens.len());
+            trail.extend(tokens.trail());
+            Frame::Tokens(Tokens { head: tokens.head, items: &items, trail: &trail })
+        }
+        FrameView::Truncate { epoch, session, position } => Frame::Truncate { epoch, session, position },
+        FrameView::Close { epoch, session } => Frame::Close { epoch, session },
+        FrameView::Failed(failed) => Frame::Failed(failed),
+        _ => panic!("a kind of frame without a test"),
+    };
+    frame.encode(&LIMITS, &mut out).expect("what decodes, encodes");
+    out
+}
+
+fn control_seeds() -> Vec<Vec<u8>> {
+    let id = "ab".repeat(32);
+    let hello = format!(
+        r#""protocol_major":1,"protocol_minor":0,"build":"0.1.0","numerics":"n-1","role":"worker","node_id":"{id}","name":"den","memory_bytes_available":8000000000,"cores":4,"read_gb_s":12.5,"models":["smol"]"#
+    );
+    let limits =
+        r#"{"width":64,"vocab":300,"context_max":512,"tokens_max":32,"segments_max":4,"stages_max":3}"#;
+    let prepare = |layers: &str, tail: bool, next: &str| {
+        format!(
+            r#"{{"kind":"prepare","epoch":3,"model":"toy","fingerprint":"{id}","layers":{layers},"layers_total":4,"tail":{tail},"kv_type":"f16","context":512,"sessions_max":4,"limits":{limits},"next":{next},"threads":2,"numerics":"n-1"}}"#
+        )
+    };
+    let next = format!(r#"{{"node_id":"{id}","addresses":["10.0.0.7:4000","[fe80::1%3]:4000","[::1]:9"]}}"#);
+    let messages = [
+        format!(r#"{{"kind":"hello",{hello}}}"#),
+        format!(r#"{{"kind":"welcome",{hello},"new_field":{{"a":[1,2]}}}}"#),
+        prepare("[1,4]", true, "null"),
+        prepare("[1,2]", false, &next),
+        r#"{"kind":"loading","bytes_done":1,"bytes_total":2}"#.to_owned(),
+        r#"{"kind":"ready","epoch":3,"bytes_loaded":5,"weight_bytes_per_token":4}"#.to_owned(),
+        r#"{"kind":"start","epoch":3}"#.to_owned(),
+        r#"{"kind":"started","epoch":3}"#.to_owned(),
+        r#"{"kind":"refused","blame":"link","reason":"busy"}"#.to_owned(),
+        r#"{"kind":"ping","id":1,"sent_us":2}"#.to_owned(),
+        r#"{"kind":"pong","id":1,"sent_us":2,"node_us":3}"#.to_owned(),
+        r#"{"kind":"stats_request","id":1}"#.to_owned(),
+        r#"{"kind":"stats","id":1,"epoch":3,"sessions":1,"frames":2,"tokens":3,"frames_stale":0,"bytes_in":4,"bytes_out":5,"weight_bytes":7,"kv_bytes":6,"queue_us_p50":1,"queue_us_p99":2,"compute_us_p50":3,"compute_us_p99":4}"#.to_owned(),
+        r#"{"kind":"release","reason":"done"}"#.to_owned(),
+        r#"{"kind":"bye"}"#.to_owned(),
+    ];
+    messages.into_iter().map(String::into_bytes).collect()
+}
+
+fn control(bytes: &[u8]) -> u64 {
+    match Control::decode(bytes) {
+        Ok(message) => {
+            let mut out = Vec::new();
+            message.encode(&mut out).expect("what decodes, encodes");
+            let again = Control::decode(&out).expect("what was encoded, decodes");
+            assert_eq!(again, message, "a message changed on its way");
+            let kind = std::mem::discriminant(&message);
+            outcome(&format!("{kind:?}")) ^ 1
+        }
+        Err(error) => outcome(&chain(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_are_sound() {
+        for seed in control_seeds() {
+            Control::decode(&seed)
+                .unwrap_or_else(|error| panic!("{}: {}", seed.escape_ascii(), chain(&error)));
+        }
+    }
+}
