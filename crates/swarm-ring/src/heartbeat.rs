@@ -28,7 +28,7 @@ impl Heartbeat {
 
     /// It is time for the next ping: how the member stands before it is sent.
     pub fn ping(&mut self) -> Health {
-        let health = self.health();
+        let health = Self::after(self.unanswered);
         self.unanswered = self.unanswered.saturating_add(1);
         health
     }
@@ -38,9 +38,13 @@ impl Heartbeat {
         self.unanswered = 0;
     }
 
-    /// How the member stands now.
+    /// How the member stands between two pings: the last one may still be answered.
     pub fn health(&self) -> Health {
-        match self.unanswered {
+        Self::after(self.unanswered.saturating_sub(1))
+    }
+
+    fn after(unanswered: u32) -> Health {
+        match unanswered {
             Self::DEAD_PINGS.. => Health::Dead,
             Self::SUSPECT_PINGS.. => Health::Suspect,
             _ => Health::Alive,
@@ -59,6 +63,10 @@ mod tests {
         assert!(seen[..4].iter().all(|&health| health == Health::Alive), "{seen:?}");
         assert!(seen[4..12].iter().all(|&health| health == Health::Suspect), "{seen:?}");
         assert_eq!(seen[12], Health::Dead);
+        let mut late = Heartbeat::default();
+        let between: Vec<Health> = (0..6).map(|_| (late.ping(), late.health()).1).collect();
+        assert_eq!(between[..4], [Health::Alive; 4]);
+        assert_eq!(between[4], Health::Suspect);
         heartbeat.pong();
         assert_eq!(heartbeat.health(), Health::Alive);
         heartbeat.unanswered = u32::MAX;

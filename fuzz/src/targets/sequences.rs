@@ -155,7 +155,7 @@ impl World {
                     self.scheduler.session_failed(SessionId(script.number().into()), Blame::Us, "x\u{1b}");
             }
             _ => {
-                if script.number() % 2 == 0 {
+                if script.number().is_multiple_of(2) {
                     self.heartbeat.pong();
                 } else {
                     let _ = self.heartbeat.ping();
