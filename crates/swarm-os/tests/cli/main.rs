@@ -6,6 +6,7 @@ mod console;
 mod discovery;
 mod faults;
 mod help;
+mod lossy;
 mod perplexity;
 mod plan;
 mod real_model;
