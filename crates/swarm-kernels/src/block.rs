@@ -139,11 +139,12 @@ pub(crate) fn decode_scales(dtype: DType, bytes: &[u8], part: usize) -> Codes {
         }
         // 32 bytes of third bits, 64 bytes of low bits, 12 bytes of 6-bit scales, d
         DType::Q3_K => {
-            let s = [2 * part, 2 * part + 1].map(|j| {
+            let mut s = [0; 2];
+            for (j, s) in (2 * part..).zip(&mut s) {
                 let low = (bytes[96 + j % 8] >> (4 * (j / 8))) & 15;
                 let high = (bytes[104 + j % 4] >> (2 * (j / 4))) & 3;
-                (low | (high << 4)) as i8 - 32
-            });
+                *s = (low | (high << 4)) as i8 - 32;
+            }
             Codes { d: u16_at(bytes, 108), s, ..Codes::ZERO }
         }
         // d, dmin, 12 bytes of 6-bit scales and mins, codes

@@ -220,23 +220,31 @@ fn put_codes(format: Format, q: &[u32; 8], planes: &mut [u8], lane: usize) {
         planes[at + 4 * lane..at + 4 * lane + 4].copy_from_slice(&word.to_le_bytes());
     };
     if format.bits == 8 {
-        q.iter().enumerate().for_each(|(g, &word)| write(32 * g, word));
+        for (g, &word) in q.iter().enumerate() {
+            write(32 * g, word);
+        }
         return;
     }
     let (nibbles, pairs, singles) = plane_offsets(format.bits);
     if let Some(at) = nibbles {
-        (0..4).for_each(|p| write(at + 32 * p, (q[p] & each(15)) | ((q[p + 4] & each(15)) << 4)));
+        for p in 0..4 {
+            write(at + 32 * p, (q[p] & each(15)) | ((q[p + 4] & each(15)) << 4));
+        }
     }
     if let Some(at) = pairs {
         let low = if nibbles.is_some() { 4 } else { 0 };
-        let two = q.map(|word| (word >> low) & each(3));
-        (0..2).for_each(|p| {
+        let two = shifted(*q, low, 3);
+        for p in 0..2 {
             write(at + 32 * p, two[p] | (two[p + 2] << 2) | (two[p + 4] << 4) | (two[p + 6] << 6));
-        });
+        }
     }
     if let Some(at) = singles {
-        let top = q.map(|word| (word >> (format.bits - 1)) & each(1));
-        write(at, (0..8).fold(0, |joined, g| joined | (top[g] << g)));
+        let top = shifted(*q, format.bits - 1, 1);
+        let mut joined = 0;
+        for (g, bits) in top.into_iter().enumerate() {
+            joined |= bits << g;
+        }
+        write(at, joined);
     }
 }
 
@@ -246,36 +254,85 @@ const fn each(byte: u32) -> u32 {
     byte * 0x0101_0101
 }
 
+// Plain loops from here on: closures given to `array::from_fn` and the like stayed calls, which cost five times the work.
+
+/// Eight words from `at` on.
+#[inline(always)]
+fn words(bytes: &[u8], at: usize) -> [u32; 8] {
+    let mut out = [0; 8];
+    for (word, bytes) in out.iter_mut().zip(bytes[at..at + 32].as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    out
+}
+
+/// `byte` of each byte, after a shift.
+#[inline(always)]
+fn shifted(mut words: [u32; 8], shift: usize, byte: u32) -> [u32; 8] {
+    for word in &mut words {
+        *word = (*word >> shift) & each(byte);
+    }
+    words
+}
+
+/// 16 bytes from `at` on: four words of low nibbles, then four of high ones.
+#[inline(always)]
+fn nibbles(bytes: &[u8], at: usize) -> [u32; 8] {
+    let mut out = [0; 8];
+    for (g, bytes) in bytes[at..at + 16].as_chunks::<4>().0.iter().enumerate() {
+        let word = u32::from_le_bytes(*bytes);
+        out[g] = word & each(15);
+        out[g + 4] = (word >> 4) & each(15);
+    }
+    out
+}
+
+/// Puts the bits of `high << shift` above those of `low`.
+#[inline(always)]
+fn join(mut low: [u32; 8], high: [u32; 8], shift: usize) -> [u32; 8] {
+    for (low, high) in low.iter_mut().zip(high) {
+        *low |= high << shift;
+    }
+    low
+}
+
+/// The 32 bits from `at` on, one to a byte.
+#[inline(always)]
+fn spread(bytes: &[u8], at: usize) -> [u32; 8] {
+    let bits = u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let mut out = [0; 8];
+    for (g, word) in out.iter_mut().enumerate() {
+        // The factor puts bit `j` of four at `8 j`.
+        *word = (((bits >> (4 * g)) & 15) * 0x0020_4081) & each(1);
+    }
+    out
+}
+
 /// The 32 codes of a row as stored, with their offset: code `4 g + j` is byte `j` of word `g`. Layouts are those that
 /// [`decode`](crate::block::decode) reads; here four codes move at a time.
 #[inline(always)]
 fn quads(dtype: DType, bytes: &[u8], part: usize) -> [u32; 8] {
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    let words = |at: usize, shift: usize, byte: u32| {
-        std::array::from_fn::<_, 8, _>(|g| (word(at + 4 * g) >> shift) & each(byte))
-    };
-    let nibbles =
-        |at: usize| std::array::from_fn::<_, 8, _>(|g| (word(at + 4 * (g % 4)) >> (g & 4)) & each(15));
-    // Four bits, one to each byte: the factor puts bit `j` at `8 j`.
-    let spread = |high: u32, g: usize| (((high >> (4 * g)) & 15) * 0x0020_4081) & each(1);
-    let join = |low: [u32; 8], high: [u32; 8], shift: usize| {
-        std::array::from_fn::<_, 8, _>(|g| low[g] | (high[g] << shift))
-    };
     match dtype {
         DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats have no codes"),
-        DType::Q4_0 => nibbles(2),
-        DType::Q4_1 => nibbles(4),
-        DType::Q5_0 => join(nibbles(6), std::array::from_fn(|g| spread(word(2), g)), 4),
-        DType::Q5_1 => join(nibbles(8), std::array::from_fn(|g| spread(word(4), g)), 4),
-        DType::Q8_0 => words(2, 0, 255),
-        DType::Q2_K => words(16 + 32 * (part / 4), 2 * (part % 4), 3),
-        DType::Q3_K => join(words(32 + 32 * (part / 4), 2 * (part % 4), 3), words(0, part, 1), 2),
-        DType::Q4_K => words(16 + 32 * (part / 2), 4 * (part % 2), 15),
-        DType::Q5_K => join(words(48 + 32 * (part / 2), 4 * (part % 2), 15), words(16, part, 1), 4),
+        DType::Q4_0 => nibbles(bytes, 2),
+        DType::Q4_1 => nibbles(bytes, 4),
+        DType::Q5_0 => join(nibbles(bytes, 6), spread(bytes, 2), 4),
+        DType::Q5_1 => join(nibbles(bytes, 8), spread(bytes, 4), 4),
+        DType::Q8_0 => words(bytes, 2),
+        DType::Q2_K => shifted(words(bytes, 16 + 32 * (part / 4)), 2 * (part % 4), 3),
+        DType::Q3_K => {
+            let low = shifted(words(bytes, 32 + 32 * (part / 4)), 2 * (part % 4), 3);
+            join(low, shifted(words(bytes, 0), part, 1), 2)
+        }
+        DType::Q4_K => shifted(words(bytes, 16 + 32 * (part / 2)), 4 * (part % 2), 15),
+        DType::Q5_K => {
+            let low = shifted(words(bytes, 48 + 32 * (part / 2)), 4 * (part % 2), 15);
+            join(low, shifted(words(bytes, 16), part, 1), 4)
+        }
         DType::Q6_K => {
             let (half, quarter) = (part / 4, part % 4);
-            let low = words(64 * half + 32 * (quarter % 2), 4 * (quarter / 2), 15);
-            join(low, words(128 + 32 * half, 2 * quarter, 3), 4)
+            let low = shifted(words(bytes, 64 * half + 32 * (quarter % 2)), 4 * (quarter / 2), 15);
+            join(low, shifted(words(bytes, 128 + 32 * half), 2 * quarter, 3), 4)
         }
     }
 }

@@ -69,6 +69,7 @@ pub struct SampleScratch {
     largest: Vec<f32>,
     order: Vec<f32>,
     candidates: Vec<Candidate>,
+    weights: Vec<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -103,7 +104,7 @@ pub fn sample(
     position: u64,
     scratch: &mut SampleScratch,
 ) -> Result<u32, SampleError> {
-    let SampleScratch { logits: penalised, largest, order, candidates } = scratch;
+    let SampleScratch { logits: penalised, largest, order, candidates, weights } = scratch;
     let logits = if sampling.repetition_penalty == 1.0 {
         logits
     } else {
@@ -119,17 +120,27 @@ pub fn sample(
 
     let scale = Scale { best: best.logit, inverse_temperature: math::recip(sampling.temperature) };
     candidates.clear();
+    weights.clear();
     let limit = if sampling.top_k == 0 { usize::MAX } else { sampling.top_k as usize };
-    let mut ranked =
-        Ranked { logits, largest, scale, order, candidates, limit, above: f32::INFINITY, complete: false };
+    let mut ranked = Ranked {
+        logits,
+        largest,
+        scale,
+        order,
+        candidates,
+        weights,
+        above: f32::INFINITY,
+        complete: false,
+        limit,
+    };
     let kept = ranked.kept_weight(sampling);
     let bits = uniform_bits(sampling.seed, position, 0);
     let mut target = ((u128::from(bits) * u128::from(kept)) >> 64) as u64; // uniform in 0..kept
     let mut index = 0;
-    while let Some(candidate) = ranked.at(index) {
-        match target.checked_sub(scale.weight(candidate.logit)) {
+    while let Some(weight) = ranked.weight(index) {
+        match target.checked_sub(weight) {
             Some(rest) => target = rest,
-            None => return Ok(candidate.id),
+            None => return Ok(ranked.candidates[index].id),
         }
         index += 1;
     }
@@ -151,10 +162,6 @@ impl Scale {
     /// False for what weighs nothing, and for NaN. Falls with the logit.
     fn matters(&self, logit: f32) -> bool {
         self.scaled(logit) > SCALED_MIN
-    }
-
-    fn weight(&self, logit: f32) -> u64 {
-        if self.matters(logit) { weight_of(math::exp(self.scaled(logit))) } else { 0 }
     }
 
     /// What all tokens weigh together. Chunks without a token that matters are passed over.
@@ -244,8 +251,9 @@ struct Ranked<'a> {
     largest: &'a [f32],
     scale: Scale,
     order: &'a mut Vec<f32>,
-    /// The most likely tokens, in order: all whose logit is `above` or larger.
+    /// All tokens that matter whose logit is `above` or larger. As many of them as there are weights are in order.
     candidates: &'a mut Vec<Candidate>,
+    weights: &'a mut Vec<u64>,
     above: f32,
     /// No token that matters is missing.
     complete: bool,
@@ -254,17 +262,39 @@ struct Ranked<'a> {
 }
 
 impl Ranked<'_> {
-    /// The candidate of rank `index`; sorts as far as that needs, in growing steps.
-    fn at(&mut self, index: usize) -> Option<Candidate> {
-        let mut want = (4 * index).max(SORT_FIRST).min(self.limit.max(1));
-        while index >= self.candidates.len() && !self.complete && index < self.limit {
-            self.grow(want);
-            want = want.saturating_mul(4);
+    /// The weight of the candidate of rank `index`, which then is `candidates[index]`; sorts as far as that needs, in
+    /// growing steps.
+    fn weight(&mut self, index: usize) -> Option<u64> {
+        if index >= self.limit {
+            return None;
         }
-        self.candidates.get(index).copied().filter(|_| index < self.limit)
+        if index >= self.weights.len() {
+            self.sort((4 * index).max(SORT_FIRST).min(self.limit));
+        }
+        self.weights.get(index).copied()
     }
 
-    /// Makes at least `want` candidates of those that matter: the `want` chunks with the largest logits each have one
+    /// Puts the first `count` candidates in order, or all there are, and weighs them.
+    fn sort(&mut self, count: usize) {
+        while self.candidates.len() < count && !self.complete {
+            self.grow(count.max(2 * self.candidates.len()));
+        }
+        let sorted = self.weights.len();
+        let rest = &mut self.candidates[sorted..];
+        let count = count.saturating_sub(sorted);
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, Candidate::rank);
+        }
+        let count = count.min(rest.len());
+        let next = &mut rest[..count];
+        next.sort_unstable_by(Candidate::rank);
+        self.order.clear();
+        self.order.extend(next.iter().map(|candidate| self.scale.scaled(candidate.logit)));
+        exp_in_place(self.order);
+        self.weights.extend(self.order.iter().map(|&exponential| weight_of(exponential)));
+    }
+
+    /// Makes at least `want` candidates, or all that matter: the `want` chunks with the largest logits each have one
     /// that is not below the least of these.
     fn grow(&mut self, want: usize) {
         let mut above = f32::NEG_INFINITY;
@@ -274,7 +304,6 @@ impl Ranked<'_> {
             let (_, &mut least, _) = self.order.select_nth_unstable_by(want - 1, |a, b| b.total_cmp(a));
             above = least;
         }
-        let from = self.candidates.len();
         for (chunk, (logits, &largest)) in self.logits.chunks(CHUNK).zip(self.largest).enumerate() {
             if largest < above || !self.scale.matters(largest) {
                 continue;
@@ -285,18 +314,16 @@ impl Ranked<'_> {
                 }
             }
         }
-        self.candidates[from..].sort_unstable_by(Candidate::rank);
         self.complete = above == f32::NEG_INFINITY || !self.scale.matters(above);
         self.above = above;
     }
 
     /// What the tokens that top-k, top-p and min-p keep weigh together.
     fn kept_weight(&mut self, sampling: &Sampling) -> u64 {
-        let scale = self.scale;
         let total = if self.limit == usize::MAX {
-            scale.sum(self.logits, self.largest)
+            self.scale.sum(self.logits, self.largest)
         } else {
-            (0..self.limit).map_while(|index| self.at(index)).map(|next| scale.weight(next.logit)).sum()
+            (0..self.limit).map_while(|index| self.weight(index)).sum()
         };
         if sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
             return total;
@@ -304,8 +331,7 @@ impl Ranked<'_> {
         let nucleus = (total as f64 * f64::from(sampling.top_p)).ceil() as u64;
         let floor = (f64::from(WEIGHT_ONE) * f64::from(sampling.min_p)).ceil() as u64;
         let (mut kept, mut index) = (0, 0);
-        while let Some(candidate) = self.at(index) {
-            let next = scale.weight(candidate.logit);
+        while let Some(next) = self.weight(index) {
             // The most likely token is always kept, then all until either limit is reached.
             if index > 0 && (kept >= nucleus || next < floor.max(1)) {
                 break;
