@@ -1,6 +1,6 @@
 //! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (64 tokens) in GOP/s.
 //!
-//! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes]`; medians of 9, beside the memory's
+//! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes] [formats]`; medians of 9, beside the memory's
 //! own read bandwidth in the same run. With 128 MB (the default) memory is the limit, with 0.5 MB arithmetic is.
 
 use std::time::Instant;
@@ -28,7 +28,11 @@ fn main() {
     });
     println!("{threads} threads, memory reads at {limit:.1} GB/s");
     println!("format    decode GB/s  of memory   prefill GOP/s");
+    let formats = std::env::args().nth(3);
     for dtype in DType::ALL {
+        if formats.as_ref().is_some_and(|list| !list.split(',').any(|name| name == dtype.name())) {
+            continue;
+        }
         let row_bytes = dtype.row_bytes(COLS).unwrap_or(0);
         let rows = (weights / row_bytes).next_multiple_of(64);
         let bytes: Vec<u8> =
@@ -42,7 +46,7 @@ fn main() {
             let mut again = || {
                 matmul(&pool, &mut scratch, &x, tokens, &mut [Job { matrix: &matrix, out: &mut out }]);
             };
-            let times = ((20 << 20) / (rows * COLS * tokens)).max(1);
+            let times = ((1 << 30) / (rows * COLS * tokens)).max(1);
             median(|| {
                 let start = Instant::now();
                 (0..times).for_each(|_| again());

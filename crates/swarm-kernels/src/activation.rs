@@ -2,22 +2,44 @@
 
 use crate::KernelPath;
 
-/// Rows of activations quantized to int8, `[tokens, blocks * 32]`, with one scale and two sums per block.
+/// Tokens side by side in a [`QuantBlock`].
+pub(crate) const SIDE: usize = 4;
+
+/// 32 columns of four tokens: what a tile reads of them lies together. A token that is not there is never read.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct QuantBlock {
+    pub q: [[i8; 32]; SIDE],
+    pub d: [f32; SIDE],
+    /// Sums of the first and the last 16 codes.
+    pub sums: [[i16; 2]; SIDE],
+}
+
+/// Rows of activations quantized to int8: `[tokens / 4, blocks]` of [`QuantBlock`].
 #[derive(Default)]
 pub(crate) struct QuantRows {
-    q: Vec<i8>,
-    d: Vec<f32>,
-    /// Sums of the first and the last 16 codes of each block.
-    sums: Vec<[i16; 2]>,
-    blocks: usize,
+    blocks: Vec<QuantBlock>,
+    per_row: usize,
 }
 
 /// One quantized row.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantRow<'a> {
-    pub q: &'a [[i8; 32]],
-    pub d: &'a [f32],
-    pub sums: &'a [[i16; 2]],
+    blocks: &'a [QuantBlock],
+    side: usize,
+}
+
+impl<'a> QuantRow<'a> {
+    /// Blocks of 32 columns.
+    pub fn len(self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Codes, scale and half sums of block `b`.
+    pub fn block(self, b: usize) -> (&'a [i8; 32], f32, [i16; 2]) {
+        let block = &self.blocks[b];
+        (&block.q[self.side], block.d[self.side], block.sums[self.side])
+    }
 }
 
 impl<'a> QuantRow<'a> {
@@ -52,81 +74,122 @@ fn quantize_block(x: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i16; 2]) {
     (amax * (1.0 / 127.0), [sum(&q[..16]), sum(&q[16..])])
 }
 
+/// Quantizes rows of `32 * per_row` values into `blocks`.
 #[inline(always)]
-fn quantize_row_body(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [[i16; 2]]) {
-    let blocks = x.as_chunks::<32>().0.iter().zip(q.as_chunks_mut::<32>().0);
-    for ((x, q), (d, sums)) in blocks.zip(d.iter_mut().zip(sums)) {
-        (*d, *sums) = quantize_block(x, q);
+fn quantize_rows_body(x: &[f32], per_row: usize, blocks: &mut [QuantBlock]) {
+    for (token, row) in x.chunks_exact(32 * per_row).enumerate() {
+        let side = token % SIDE;
+        let blocks = &mut blocks[token / SIDE * per_row..][..per_row];
+        for (x, block) in row.as_chunks::<32>().0.iter().zip(blocks) {
+            (block.d[side], block.sums[side]) = quantize_block(x, &mut block.q[side]);
+        }
     }
 }
 
 /// The same function compiled for AVX2: Rust's float semantics allow the compiler to vectorise it, not to change it.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn quantize_row_avx2(x: &[f32], q: &mut [i8], d: &mut [f32], sums: &mut [[i16; 2]]) {
-    quantize_row_body(x, q, d, sums);
+fn quantize_rows_avx2(x: &[f32], per_row: usize, blocks: &mut [QuantBlock]) {
+    quantize_rows_body(x, per_row, blocks);
 }
 
 impl QuantRows {
     /// Quantizes `x`, `[tokens, cols]`; `cols` is a multiple of 32.
     pub fn fill(&mut self, path: KernelPath, x: &[f32], cols: usize) {
         assert!(cols.is_multiple_of(32) && cols > 0, "quantized rows of {cols} columns");
-        let (tokens, blocks) = (x.len() / cols, cols / 32);
-        self.blocks = blocks;
-        self.q.resize(tokens * cols, 0);
-        self.d.resize(tokens * blocks, 0.0);
-        self.sums.resize(tokens * blocks, [0; 2]);
+        self.per_row = cols / 32;
+        let len = (x.len() / cols).div_ceil(SIDE) * self.per_row;
+        self.blocks.resize(len, bytemuck::Zeroable::zeroed());
         match path {
             // SAFETY: this path is only chosen where AVX2 and FMA were detected.
             #[cfg(target_arch = "x86_64")]
-            path if path.has_avx2() => unsafe {
-                quantize_row_avx2(x, &mut self.q, &mut self.d, &mut self.sums)
-            },
-            _ => quantize_row_body(x, &mut self.q, &mut self.d, &mut self.sums),
+            path if path.has_avx2() => unsafe { quantize_rows_avx2(x, self.per_row, &mut self.blocks) },
+            _ => quantize_rows_body(x, self.per_row, &mut self.blocks),
         }
     }
 
     pub fn row(&self, token: usize) -> QuantRow<'_> {
-        let blocks = token * self.blocks..(token + 1) * self.blocks;
-        QuantRow {
-            q: &self.q.as_chunks::<32>().0[blocks.clone()],
-            d: &self.d[blocks.clone()],
-            sums: &self.sums[blocks],
-        }
+        QuantRow { blocks: self.panel(token / SIDE), side: token % SIDE }
+    }
+
+    /// Tokens `4 * panel ..`, one [`QuantBlock`] per 32 columns.
+    pub fn panel(&self, panel: usize) -> &[QuantBlock] {
+        self.panels(panel..panel + 1)
+    }
+
+    /// Several panels, one after the other.
+    pub fn panels(&self, panels: std::ops::Range<usize>) -> &[QuantBlock] {
+        &self.blocks[panels.start * self.per_row..panels.end * self.per_row]
     }
 }
 
-/// 16 columns of one row: a cache line, so that no vector load straddles two.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Line([f32; 16]);
+/// Columns of float activations that lie together; a float panel has as many.
+pub(crate) const CHUNK: usize = 512;
 
-/// f32 rows padded with zeros to a whole number of 16 columns, each beginning on a cache line.
+/// Eight columns of one row. Aligned, so that no vector load straddles two cache lines.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Eight(pub [f32; 8]);
+
+/// f32 rows padded with zeros to a whole number of 16 columns, `[chunks of 512 columns, tokens, halves, 256 columns]`.
+///
+/// Half 0 has the columns of partial sums 0 to 7, half 1 the others: a tile works on one half at a time, and its tokens
+/// follow each other in memory.
 #[derive(Default)]
 pub(crate) struct FloatRows {
-    lines: Vec<Line>,
-    per_row: usize,
+    eights: Vec<Eight>,
+    tokens: usize,
+    /// Columns, padded.
+    cols: usize,
 }
 
 impl FloatRows {
     /// Copies `x`, `[tokens, cols]`.
     pub fn fill(&mut self, x: &[f32], cols: usize) {
-        self.per_row = cols.div_ceil(16);
-        self.lines.clear();
-        for row in x.chunks_exact(cols) {
-            let (whole, rest) = row.as_chunks::<16>();
-            self.lines.extend(whole.iter().map(|values| Line(*values)));
-            if !rest.is_empty() {
-                let mut last = [0.0; 16];
-                last[..rest.len()].copy_from_slice(rest);
-                self.lines.push(Line(last));
+        (self.tokens, self.cols) = (x.len() / cols, cols.next_multiple_of(16));
+        self.eights.resize(self.tokens * self.cols / 8, Eight([0.0; 8]));
+        let mut rest = &mut self.eights[..];
+        for start in (0..cols).step_by(CHUNK) {
+            for row in x.chunks_exact(cols) {
+                let row = &row[start..cols.min(start + CHUNK)];
+                let sixteens = row.len().div_ceil(16);
+                let (halves, after) = rest.split_at_mut(2 * sixteens);
+                rest = after;
+                let (low, high) = halves.split_at_mut(sixteens);
+                for (values, (low, high)) in row.chunks(16).zip(low.iter_mut().zip(high)) {
+                    let mut padded = [0.0; 16];
+                    padded[..values.len()].copy_from_slice(values);
+                    low.0.copy_from_slice(&padded[..8]);
+                    high.0.copy_from_slice(&padded[8..]);
+                }
             }
         }
     }
 
-    /// One row, `cols` rounded up to 16 long.
-    pub fn row(&self, token: usize) -> &[f32] {
-        bytemuck::cast_slice(&self.lines[token * self.per_row..(token + 1) * self.per_row])
+    /// Columns, padded to a multiple of 16.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The two halves of the chunk of `token` that begins at column `start`: equally long.
+    pub fn chunk(&self, token: usize, start: usize) -> [&[Eight]; 2] {
+        let sixteens = CHUNK.min(self.cols - start) / 16;
+        let at = self.tokens * start / 8 + token * 2 * sixteens;
+        let (low, high) = self.eights[at..at + 2 * sixteens].split_at(sixteens);
+        [low, high]
+    }
+
+    /// One row again, 16 columns at a time.
+    pub fn row(&self, token: usize) -> impl Iterator<Item = [f32; 16]> {
+        (0..self.cols).step_by(CHUNK).flat_map(move |start| {
+            let [low, high] = self.chunk(token, start);
+            low.iter().zip(high).map(|(low, high)| {
+                let mut both = [0.0; 16];
+                both[..8].copy_from_slice(&low.0);
+                both[8..].copy_from_slice(&high.0);
+                both
+            })
+        })
     }
 }
 
@@ -138,7 +201,12 @@ mod tests {
     fn rows(path: KernelPath, x: &[f32]) -> (Vec<i8>, Vec<u32>, Vec<[i16; 2]>) {
         let mut rows = QuantRows::default();
         rows.fill(path, x, x.len());
-        (rows.q, rows.d.iter().map(|d| d.to_bits()).collect(), rows.sums)
+        let blocks = || (0..x.len() / 32).map(|b| rows.row(0).block(b));
+        (
+            blocks().flat_map(|(q, ..)| *q).collect(),
+            blocks().map(|(_, d, _)| d.to_bits()).collect(),
+            blocks().map(|(.., sums)| sums).collect(),
+        )
     }
 
     proptest! {

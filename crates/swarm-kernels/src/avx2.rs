@@ -11,17 +11,17 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::QuantRow;
+use crate::activation::{QuantBlock, SIDE};
 use crate::block::Scheme;
 use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES, entry_bytes};
 use crate::quant::segment;
 
 /// How far ahead weights are asked for, in bytes: a few blocks more than the CPU looks ahead by itself.
-const PREFETCH: usize = 2048;
+pub(crate) const PREFETCH: usize = 2048;
 
 /// The facts of one packed format that a tile is compiled for.
-trait Tile {
+pub(crate) trait Tile {
     const SCHEME: Scheme;
     const BITS: usize;
     const OFFSET: i32;
@@ -31,7 +31,7 @@ trait Tile {
 
 macro_rules! formats {
     ($($name:ident: $scheme:ident, $bits:literal, $offset:literal, $quads:literal;)*) => {$(
-        struct $name;
+        pub(crate) struct $name;
         impl Tile for $name {
             const SCHEME: Scheme = Scheme::$scheme;
             const BITS: usize = $bits;
@@ -54,7 +54,7 @@ formats! {
     Q6K: Super16, 6, 32, 2;
 }
 
-/// Eight rows times `N` tokens; `out[n][lane]`.
+/// Eight rows times the first `N` tokens of a panel; `out[n][lane]`.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
@@ -62,14 +62,11 @@ pub(crate) unsafe fn quant_tile<const N: usize>(
     dtype: DType,
     group: &[u8],
     shape: GroupShape,
-    x: &[QuantRow<'_>; N],
+    x: &[QuantBlock],
     out: &mut [[f32; LANES]; N],
 ) {
-    assert!(group.len() >= shape.bytes);
-    for row in x {
-        assert!(row.q.len() == shape.blocks && row.d.len() == shape.blocks && row.sums.len() == shape.blocks);
-    }
-    // SAFETY: the caller promises the CPU features, the asserts give the lengths that the tile reads by.
+    assert!(group.len() >= shape.bytes && x.len() == shape.blocks && N <= SIDE);
+    // SAFETY: the caller promises the CPU features, the assert gives the lengths that the tile reads by.
     unsafe {
         match dtype {
             DType::Q4_0 => tile::<Q40, N>(group, shape, x, out),
@@ -88,100 +85,125 @@ pub(crate) unsafe fn quant_tile<const N: usize>(
 }
 
 /// # Safety
-/// `group` holds `shape.bytes` bytes, each row of `x` has `shape.blocks` blocks.
+/// `group` holds `shape.bytes` bytes, `x` `shape.blocks` blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<F: Tile, const N: usize>(
     group: &[u8],
     shape: GroupShape,
-    x: &[QuantRow<'_>; N],
+    x: &[QuantBlock],
     out: &mut [[f32; LANES]; N],
 ) {
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
+        let mut acc = [_mm256_setzero_ps(); N];
         for block in segment(s, shape.blocks) {
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
-            unsafe { add_block::<F, N>(group, shape, block, x, partial) };
+            unsafe {
+                let (planes, scales) = stored::<F>(group, shape, block);
+                ask_ahead::<F>(planes);
+                add_block::<F, N, false>(planes, &scales, x.get_unchecked(block), &mut acc);
+            }
         }
+        *partial = acc;
     }
     for (n, out) in out.iter_mut().enumerate() {
-        let p = |i: usize| partial[i][n];
-        let q = |i: usize| _mm256_add_ps(_mm256_add_ps(p(i), p(i + 1)), _mm256_add_ps(p(i + 2), p(i + 3)));
-        let sum = _mm256_add_ps(_mm256_add_ps(q(0), q(4)), _mm256_add_ps(q(8), q(12)));
         // SAFETY: `out` is eight f32.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), tree_of(|i| partial[i][n])) };
     }
 }
 
-/// Adds one block of 32 columns to the running sums.
+/// The contract's tree over 16 partial sums, lane by lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn tree_of(p: impl Fn(usize) -> __m256) -> __m256 {
+    let q = |i: usize| _mm256_add_ps(_mm256_add_ps(p(i), p(i + 1)), _mm256_add_ps(p(i + 2), p(i + 3)));
+    _mm256_add_ps(_mm256_add_ps(q(0), q(4)), _mm256_add_ps(q(8), q(12)))
+}
+
+/// The multipliers of one block of eight rows, as the block step reads them; zero where the format has none.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales {
+    pub d: __m256,
+    pub m: __m256,
+    /// Integer multipliers of the two halves and of their two sums: pairs of i16, one pair per lane.
+    pub s: __m256i,
+    pub t: __m256i,
+}
+
+/// Planes and multipliers of one stored block.
 ///
 /// # Safety
-/// As [`tile`], and `block < shape.blocks`.
+/// `group` holds `shape.bytes` bytes and `block < shape.blocks`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_block<F: Tile, const N: usize>(
-    group: &[u8],
-    shape: GroupShape,
-    block: usize,
-    x: &[QuantRow<'_>; N],
+pub(crate) unsafe fn stored<F: Tile>(group: &[u8], shape: GroupShape, block: usize) -> (*const u8, Scales) {
+    let (super_bytes, scale_bytes) = entry_bytes(F::SCHEME);
+    // SAFETY: the streams lie inside the group for every block below `shape.blocks` (`GroupShape::new`): d is 8 f16
+    // at the head of its entry, m, where the scheme has one, the 8 f16 after it; a scales entry has 16 bytes at least.
+    unsafe {
+        let start = group.as_ptr();
+        let supers = start.add(block / 8 * super_bytes);
+        let scales = start.add(shape.scales + block * scale_bytes);
+        let planes = start.add(shape.planes + block * 32 * F::BITS);
+        let pairs = _mm_loadu_si128(scales.cast());
+        let (zero, one) = (_mm256_setzero_si256(), _mm256_set1_epi16(1));
+        let scales = match F::SCHEME {
+            Scheme::Scale => Scales { d: load_halves(scales), m: _mm256_setzero_ps(), s: one, t: zero },
+            Scheme::ScaleMin => {
+                Scales { d: load_halves(scales), m: load_halves(scales.add(16)), s: one, t: zero }
+            }
+            Scheme::Super16 => {
+                let s = _mm256_cvtepi8_epi16(pairs);
+                Scales { d: load_halves(supers), m: _mm256_setzero_ps(), s, t: zero }
+            }
+            Scheme::SuperMin => {
+                let both = _mm256_cvtepu8_epi16(pairs);
+                let (d, m) = (load_halves(supers), load_halves(supers.add(16)));
+                Scales { d, m, s: first_of_pair(both), t: second_of_pair(both) }
+            }
+            Scheme::Super16Min => {
+                let both = _mm256_cvtepu8_epi16(pairs);
+                let (s, t) = (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both));
+                Scales { d: load_halves(supers), m: load_halves(supers.add(16)), s, t }
+            }
+        };
+        (planes, scales)
+    }
+}
+
+/// Adds one block of 32 columns to the running sums. `PLAIN`: one code a byte, eight vectors; else planes as stored.
+///
+/// # Safety
+/// `planes` has `32 * BITS` (256 if `PLAIN`) readable bytes.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) unsafe fn add_block<F: Tile, const N: usize, const PLAIN: bool>(
+    planes: *const u8,
+    scales: &Scales,
+    x: &QuantBlock,
     acc: &mut [__m256; N],
 ) {
-    let (super_bytes, scale_bytes) = entry_bytes(F::SCHEME);
-    // SAFETY: the streams lie inside the group for every block below `shape.blocks` (`GroupShape::new`).
-    let (supers, scales, planes) = unsafe {
-        let start = group.as_ptr();
-        (
-            start.add(block / 8 * super_bytes),
-            start.add(shape.scales + block * scale_bytes),
-            start.add(shape.planes + block * 32 * F::BITS),
-        )
-    };
-    ask_ahead::<F>(planes);
-    // SAFETY: each entry of the scales stream has at least 16 bytes.
-    let pairs = unsafe { _mm_loadu_si128(scales.cast()) };
-    // s and t: the multipliers of the two halves and of the two sums, as pairs of i16 per lane.
-    let (s, t) = match F::SCHEME {
-        Scheme::Scale | Scheme::ScaleMin => (_mm256_set1_epi16(1), _mm256_setzero_si256()),
-        Scheme::SuperMin => {
-            let both = _mm256_cvtepu8_epi16(pairs);
-            (first_of_pair(both), second_of_pair(both))
-        }
-        Scheme::Super16 => (_mm256_cvtepi8_epi16(pairs), _mm256_setzero_si256()),
-        Scheme::Super16Min => {
-            let both = _mm256_cvtepu8_epi16(pairs);
-            (_mm256_and_si256(both, _mm256_set1_epi16(15)), _mm256_srli_epi16::<4>(both))
-        }
-    };
-    // SAFETY: the planes of the block lie inside the group, the block inside each row of x.
-    let sums = unsafe { products::<F, N>(planes, s, block, x) };
-    // SAFETY: d is 8 f16 at the head of its entry; m, where the scheme has one, the 8 f16 after it.
-    let (d, m) = unsafe {
-        match F::SCHEME {
-            Scheme::Scale => (load_halves(scales), _mm256_setzero_ps()),
-            Scheme::ScaleMin => (load_halves(scales), load_halves(scales.add(16))),
-            Scheme::Super16 => (load_halves(supers), _mm256_setzero_ps()),
-            Scheme::SuperMin | Scheme::Super16Min => (load_halves(supers), load_halves(supers.add(16))),
-        }
-    };
+    // SAFETY: the caller's promise.
+    let sums = unsafe { products::<F, N, PLAIN>(planes, scales.s, x) };
     for n in 0..N {
-        // SAFETY: `block` is inside the row (asserted in `quant_tile`).
-        let (dx, [x0, x1]) = unsafe { (*x[n].d.get_unchecked(block), *x[n].sums.get_unchecked(block)) };
-        let dx = _mm256_set1_ps(dx);
-        let both = _mm256_set1_epi32(i32::from(x0 as u16) | (i32::from(x1) << 16));
+        let dx = _mm256_set1_ps(x.d[n]);
+        // SAFETY: two i16 are as long as one i32, with no alignment demand.
+        let both = _mm256_set1_epi32(unsafe { x.sums[n].as_ptr().cast::<i32>().read_unaligned() });
         let mut scaled = sums[n];
         if F::OFFSET != 0 {
             let shift = _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32);
-            scaled = _mm256_sub_epi32(scaled, _mm256_sll_epi32(_mm256_madd_epi16(s, both), shift));
+            scaled = _mm256_sub_epi32(scaled, _mm256_sll_epi32(_mm256_madd_epi16(scales.s, both), shift));
         }
-        acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(d, dx), _mm256_cvtepi32_ps(scaled), acc[n]);
+        acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(scales.d, dx), _mm256_cvtepi32_ps(scaled), acc[n]);
         match F::SCHEME {
             Scheme::Scale | Scheme::Super16 => {}
             Scheme::ScaleMin => {
-                let sum = _mm256_set1_ps((i32::from(x0) + i32::from(x1)) as f32);
-                acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(m, dx), sum, acc[n]);
+                let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(scales.s, both));
+                acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(scales.m, dx), sum, acc[n]);
             }
             Scheme::SuperMin | Scheme::Super16Min => {
-                let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(t, both));
-                acc[n] = _mm256_fnmadd_ps(_mm256_mul_ps(m, dx), mins, acc[n]);
+                let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(scales.t, both));
+                acc[n] = _mm256_fnmadd_ps(_mm256_mul_ps(scales.m, dx), mins, acc[n]);
             }
         }
     }
@@ -200,14 +222,13 @@ fn ask_ahead<F: Tile>(planes: *const u8) {
 /// The integer products of one block, codes before their offset, each half times its `s`.
 ///
 /// # Safety
-/// `planes` has `32 * BITS` readable bytes; `block` is inside each row of `x`.
+/// As [`add_block`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn products<F: Tile, const N: usize>(
+unsafe fn products<F: Tile, const N: usize, const PLAIN: bool>(
     planes: *const u8,
     s: __m256i,
-    block: usize,
-    x: &[QuantRow<'_>; N],
+    x: &QuantBlock,
 ) -> [__m256i; N] {
     let halves = match F::SCHEME {
         Scheme::Super16 | Scheme::Super16Min => [first_of_pair(s), second_of_pair(s)],
@@ -219,11 +240,12 @@ unsafe fn products<F: Tile, const N: usize>(
         let mut quads = [_mm256_setzero_si256(); N];
         for g in first..first + F::QUADS {
             // SAFETY: as the caller promises.
-            let code = unsafe { codes::<F>(planes, g) };
+            let code = unsafe {
+                if PLAIN { _mm256_load_si256(planes.add(32 * g).cast()) } else { codes::<F>(planes, g) }
+            };
             for n in 0..N {
-                // SAFETY: quad g (0..8) of a block of 32 bytes inside the row.
-                let quad =
-                    unsafe { x[n].q.get_unchecked(block).as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
+                // SAFETY: quad g (0..8) of 32 bytes.
+                let quad = unsafe { x.q[n].as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
                 let quad = _mm256_set1_epi32(quad);
                 let product = if F::BITS == 8 {
                     // |w| * (x with w's sign): 128 * 127 * 2 fits, also for w = -128.
@@ -248,7 +270,7 @@ unsafe fn products<F: Tile, const N: usize>(
 /// `planes` has `32 * BITS` readable bytes and `g < 8`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn codes<F: Tile>(planes: *const u8, g: usize) -> __m256i {
+pub(crate) unsafe fn codes<F: Tile>(planes: *const u8, g: usize) -> __m256i {
     // SAFETY: every offset used below is inside the block's planes (`pack.rs`).
     let load = |at: usize| unsafe { _mm256_loadu_si256(planes.add(at).cast()) };
     // Shifts cross byte borders; the masks take the strays off again.

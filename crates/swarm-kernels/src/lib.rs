@@ -33,6 +33,10 @@ mod quant;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_float;
+#[cfg(target_arch = "x86_64")]
+mod avx2_matmul;
+#[cfg(target_arch = "x86_64")]
+mod avx2_panel;
 
 #[cfg(any(target_arch = "aarch64", test))]
 mod neon;

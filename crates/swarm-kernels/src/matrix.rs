@@ -1,5 +1,7 @@
 //! Weights ready to be multiplied, and the one matmul every projection goes through.
 
+use std::ops::Range;
+
 use crate::KernelPath;
 use crate::activation::{FloatRows, QuantRows};
 use crate::block::{Format, dequantize};
@@ -10,13 +12,12 @@ use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx2_float::FloatPanel;
+use crate::avx2_matmul;
 
-/// Tokens that share one pass over a task's weights before the next pass begins: their activations fit the L2 cache.
-const TOKEN_BLOCK: usize = 64;
-
-#[cfg(target_arch = "x86_64")]
-const _: () = assert!(TOKEN_BLOCK <= crate::avx2_float::TOKENS);
+/// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
+/// L2 cache; multiples of what a tile takes (4 quantized, 3 float).
+const QUANT_TOKENS: usize = 64;
+const FLOAT_TOKENS: usize = 96;
 
 /// A weight matrix `[rows, cols]` in the layout this CPU multiplies fastest.
 ///
@@ -135,7 +136,7 @@ pub struct MatmulScratch {
 /// Multiplies the same activations by several matrices (q, k and v; gate and up) in one parallel part.
 ///
 /// `x` is `[tokens, cols]`, row-major; every matrix has `cols` columns. A row's result is the same alone and among
-/// others. Reads every weight once for up to 64 tokens; allocates only while `scratch` grows.
+/// others. Reads every weight once for up to 64 tokens (96 of float weights); allocates only while `scratch` grows.
 ///
 /// # Panics
 /// When the shapes disagree: they come from a checked configuration, so that is our bug.
@@ -158,24 +159,34 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
         scratch.floats.fill(x, cols);
     }
     let input = Input { quantized: &scratch.quantized, floats: &scratch.floats };
-    let groups: usize = jobs.iter().map(|job| job.matrix.rows.div_ceil(LANES)).sum();
+    for jobs in jobs.chunks_mut(JOBS) {
+        multiply_jobs(pool, &input, tokens, jobs);
+    }
+}
+
+/// Matrices that share one parallel part.
+const JOBS: usize = 4;
+
+/// Up to [`JOBS`] products in one parallel part. Their groups count on from job to job; a task is some of them.
+fn multiply_jobs(pool: &Pool, input: &Input<'_>, tokens: usize, jobs: &mut [Job<'_>]) {
+    let mut outputs: [Option<(&Matrix, SharedRows)>; JOBS] = [const { None }; JOBS];
+    let mut groups = 0;
+    for (output, job) in outputs.iter_mut().zip(jobs) {
+        groups += job.matrix.rows.div_ceil(LANES);
+        *output = Some((job.matrix, SharedRows::new(job.out)));
+    }
     // Several tasks per thread, so that a slow core does not hold the others; tasks of a few groups at least.
     let per_task = groups.div_ceil(pool.threads() * 8).clamp(1, 64);
-    let mut tasks = Vec::with_capacity(groups.div_ceil(per_task) + jobs.len());
-    let outputs: Vec<(&Matrix, SharedRows)> =
-        jobs.iter_mut().map(|job| (job.matrix, SharedRows::new(job.out))).collect();
-    for (job, (matrix, _)) in outputs.iter().enumerate() {
-        let groups = matrix.rows.div_ceil(LANES);
-        tasks.extend((0..groups).step_by(per_task).map(|at| (job, at..(at + per_task).min(groups))));
-    }
-    pool.run(tasks.len(), |task| {
-        let (job, groups) = &tasks[task];
-        let (matrix, out) = &outputs[*job];
-        for start in (0..tokens).step_by(TOKEN_BLOCK) {
-            let block = start..(start + TOKEN_BLOCK).min(tokens);
-            for group in groups.clone() {
-                multiply_group(matrix, group, &input, block.clone(), out);
+    pool.run(groups.div_ceil(per_task), |task| {
+        let wanted = task * per_task..((task + 1) * per_task).min(groups);
+        let mut first = 0;
+        for (matrix, out) in outputs.iter().flatten() {
+            let count = matrix.rows.div_ceil(LANES);
+            let inside = wanted.start.max(first)..wanted.end.min(first + count);
+            if !inside.is_empty() {
+                multiply_groups(matrix, inside.start - first..inside.end - first, input, tokens, out);
             }
+            first += count;
         }
     });
 }
@@ -186,204 +197,107 @@ struct Input<'a> {
     floats: &'a FloatRows,
 }
 
-/// Rows `8 * group ..` of one matrix times the tokens of `block`.
+/// Some groups of eight rows times all tokens, a block of tokens after the other.
+fn multiply_groups(
+    matrix: &Matrix,
+    groups: Range<usize>,
+    input: &Input<'_>,
+    tokens: usize,
+    out: &SharedRows,
+) {
+    let at_once = if matrix.dtype.is_quantized() { QUANT_TOKENS } else { FLOAT_TOKENS };
+    let mut few = [[0.0f32; LANES]; 8];
+    // Large: begun only where it is needed, so that one token does not clear it for every group.
+    let mut many;
+    let values = if tokens <= few.len() {
+        &mut few[..]
+    } else {
+        many = [[0.0f32; LANES]; FLOAT_TOKENS];
+        &mut many[..]
+    };
+    for start in (0..tokens).step_by(at_once) {
+        let block = start..(start + at_once).min(tokens);
+        for group in groups.clone() {
+            let first = group * LANES;
+            let rows = (matrix.rows - first).min(LANES);
+            let values = &mut values[..block.len()];
+            multiply_group(matrix, group, rows, input, block.clone(), values);
+            for (token, values) in block.clone().zip(values) {
+                // SAFETY: this task alone owns rows `first..first + rows` of every token, and `matmul` keeps the
+                // output borrowed until all tasks are done.
+                unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
+            }
+        }
+    }
+}
+
+/// Rows `8 * group ..`, `rows` of them, times the tokens of `block`: `values[n][r]`.
 fn multiply_group(
     matrix: &Matrix,
     group: usize,
+    rows: usize,
     input: &Input<'_>,
-    block: std::ops::Range<usize>,
-    out: &SharedRows,
+    block: Range<usize>,
+    values: &mut [[f32; LANES]],
 ) {
-    let first = group * LANES;
-    let rows = (matrix.rows - first).min(LANES);
-    let put = |token: usize, values: &[f32]| {
-        // SAFETY: this task alone owns rows `first..first + rows` of every token, and `matmul` keeps the output
-        // borrowed until all tasks are done.
-        unsafe { out.write(token * matrix.rows + first, values) };
-    };
     match &matrix.store {
-        #[cfg(target_arch = "x86_64")]
-        Store::Packed(packed) => {
-            let mut token = block.start;
-            while token < block.end {
-                token += match block.end - token {
-                    1 => quant_tokens::<1>(matrix.dtype, packed, group, input, token, rows, put),
-                    2 => quant_tokens::<2>(matrix.dtype, packed, group, input, token, rows, put),
-                    3 => quant_tokens::<3>(matrix.dtype, packed, group, input, token, rows, put),
-                    _ => quant_tokens::<4>(matrix.dtype, packed, group, input, token, rows, put),
-                };
+        Store::Packed(packed) => match matrix.path {
+            // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`).
+            #[cfg(target_arch = "x86_64")]
+            path if path.has_avx2() => unsafe {
+                avx2_matmul::quant_group(matrix.dtype, packed, group, input.quantized, block, values);
+            },
+            #[cfg(target_arch = "aarch64")]
+            path if path != KernelPath::Scalar => {
+                crate::neon::quant_group(path, matrix.dtype, packed, group, input.quantized, block, values);
             }
-        }
-        #[cfg(target_arch = "aarch64")]
-        Store::Packed(packed) => {
-            let mut values = [[0.0f32; LANES]; TOKEN_BLOCK];
-            let mut x = [input.quantized.row(block.start); TOKEN_BLOCK];
-            x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.quantized.row(token));
-            let len = block.len();
-            crate::neon::quant_group(matrix.path, matrix.dtype, packed, group, &x[..len], &mut values[..len]);
-            block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        Store::Packed(packed) => {
-            for token in block {
-                for row in 0..rows {
-                    let x = input.quantized.row(token);
-                    put(
-                        token,
-                        &[quant::dot_codes(packed.format.scheme, x, |b| packed.codes(first + row, b))],
-                    );
+            _ => {
+                for (token, values) in block.zip(values) {
+                    for (r, value) in values[..rows].iter_mut().enumerate() {
+                        let codes = |b| packed.codes(group * LANES + r, b);
+                        *value = quant::dot_codes(packed.format.scheme, input.quantized.row(token), codes);
+                    }
                 }
             }
-        }
+        },
         Store::Rows { stride, buffer } => {
-            let row = |r: usize| &buffer.bytes()[(first + r) * stride..][..*stride];
-            if matrix.dtype.is_quantized() {
-                for token in block {
-                    let x = input.quantized.row(token);
-                    let values: [f32; LANES] = std::array::from_fn(|r| {
-                        if r < rows { quant::dot_row(matrix.dtype, row(r), x) } else { 0.0 }
-                    });
-                    put(token, &values[..rows]);
+            let mut bytes: [&[u8]; LANES] = [&[]; LANES];
+            for (r, row) in bytes[..rows].iter_mut().enumerate() {
+                *row = &buffer.bytes()[(group * LANES + r) * stride..][..*stride];
+            }
+            let (dtype, bytes) = (matrix.dtype, &bytes[..rows]);
+            match matrix.path {
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                path if path.has_avx2() && !dtype.is_quantized() => unsafe {
+                    avx2_matmul::float_group(dtype, bytes, input.floats, block, values);
+                },
+                #[cfg(target_arch = "aarch64")]
+                path if path != KernelPath::Scalar && !dtype.is_quantized() => {
+                    crate::neon::float_rows(dtype, bytes, input.floats, block, values);
                 }
+                _ => scalar_rows(dtype, bytes, input, block, values),
+            }
+        }
+    }
+}
+
+/// Rows as stored, the scalar twins' way.
+fn scalar_rows(
+    dtype: DType,
+    rows: &[&[u8]],
+    input: &Input<'_>,
+    block: Range<usize>,
+    values: &mut [[f32; LANES]],
+) {
+    for (token, values) in block.zip(values) {
+        for (value, row) in values.iter_mut().zip(rows) {
+            *value = if dtype.is_quantized() {
+                quant::dot_row(dtype, row, input.quantized.row(token))
             } else {
-                float_rows(matrix, row, rows, input, block, put);
-            }
+                float::dot_row(dtype, row, input.floats.row(token))
+            };
         }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn quant_tokens<const N: usize>(
-    dtype: DType,
-    packed: &Packed,
-    group: usize,
-    input: &Input<'_>,
-    token: usize,
-    rows: usize,
-    put: impl Fn(usize, &[f32]),
-) -> usize {
-    let x: [_; N] = std::array::from_fn(|n| input.quantized.row(token + n));
-    let mut out = [[0.0; LANES]; N];
-    // SAFETY: weights are packed only where AVX2, FMA and F16C were detected.
-    unsafe { crate::avx2::quant_tile(dtype, packed.group(group), packed.shape, &x, &mut out) };
-    for (n, out) in out.iter().enumerate() {
-        put(token + n, &out[..rows]);
-    }
-    N
-}
-
-/// Up to 8 float rows times a block of tokens.
-fn float_rows<'a>(
-    matrix: &Matrix,
-    row: impl Fn(usize) -> &'a [u8],
-    rows: usize,
-    input: &Input<'_>,
-    block: std::ops::Range<usize>,
-    put: impl Fn(usize, &[f32]),
-) {
-    let mut values = [[0.0f32; LANES]; TOKEN_BLOCK];
-    #[cfg(target_arch = "x86_64")]
-    if matrix.path.has_avx2() {
-        float_rows_avx2(matrix.dtype, &row, rows, input, block.clone(), &mut values);
-        block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
-        return;
-    }
-    #[cfg(target_arch = "aarch64")]
-    if matrix.path != KernelPath::Scalar {
-        let (mut w, mut x): ([&[u8]; LANES], [&[f32]; TOKEN_BLOCK]) = ([&[]; LANES], [&[]; TOKEN_BLOCK]);
-        w.iter_mut().take(rows).enumerate().for_each(|(r, w)| *w = row(r));
-        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.floats.row(token));
-        let len = block.len();
-        crate::neon::float_rows(matrix.dtype, &w[..rows], &x[..len], &mut values[..len]);
-        block.enumerate().for_each(|(n, token)| put(token, &values[n][..rows]));
-        return;
-    }
-    for (n, token) in block.enumerate() {
-        for (r, value) in values[n][..rows].iter_mut().enumerate() {
-            let bytes = matrix.dtype.block_bytes();
-            let w = row(r).chunks_exact(16 * bytes).map(|chunk| {
-                let mut values = [0.0; 16];
-                // The chunk is 16 whole values, so this cannot fail.
-                let _ = dequantize(matrix.dtype, chunk, &mut values);
-                values
-            });
-            *value = float::dot(w, input.floats.row(token));
-        }
-        put(token, &values[n][..rows]);
-    }
-}
-
-/// From this many tokens on, widening a panel of float weights once pays.
-#[cfg(target_arch = "x86_64")]
-const PANEL_TOKENS: usize = 6;
-
-#[cfg(target_arch = "x86_64")]
-thread_local! {
-    /// Each compute thread's own panel, so that a step allocates nothing.
-    static PANEL: std::cell::RefCell<Box<FloatPanel>> = std::cell::RefCell::new(FloatPanel::new());
-}
-
-#[cfg(target_arch = "x86_64")]
-fn float_rows_avx2<'a>(
-    dtype: DType,
-    row: &impl Fn(usize) -> &'a [u8],
-    rows: usize,
-    input: &Input<'_>,
-    block: std::ops::Range<usize>,
-    values: &mut [[f32; LANES]; TOKEN_BLOCK],
-) {
-    /// A tile of `R` rows and `N` tokens, copied to its place.
-    fn tile<'a, const R: usize, const N: usize>(
-        dtype: DType,
-        row: &impl Fn(usize) -> &'a [u8],
-        r: usize,
-        input: &Input<'_>,
-        token: usize,
-        values: &mut [[f32; LANES]],
-    ) {
-        let w: [_; R] = std::array::from_fn(|i| row(r + i));
-        let x: [_; N] = std::array::from_fn(|n| input.floats.row(token + n));
-        let mut out = [[0.0; R]; N];
-        // SAFETY: the path says that AVX2, FMA and F16C were detected.
-        unsafe { crate::avx2_float::float_tile(dtype, &w, &x, &mut out) };
-        for (values, out) in values.iter_mut().zip(&out) {
-            values[r..r + R].copy_from_slice(out);
-        }
-    }
-    if block.len() >= PANEL_TOKENS {
-        let (mut w, mut x): ([&[u8]; LANES], [&[f32]; TOKEN_BLOCK]) = ([&[]; LANES], [&[]; TOKEN_BLOCK]);
-        w.iter_mut().take(rows).enumerate().for_each(|(r, w)| *w = row(r));
-        x.iter_mut().zip(block.clone()).for_each(|(x, token)| *x = input.floats.row(token));
-        PANEL.with_borrow_mut(|panel| {
-            // SAFETY: the path says that AVX2, FMA and F16C were detected.
-            unsafe { panel.multiply(dtype, &w[..rows], &x[..block.len()], values) };
-        });
-        return;
-    }
-    let mut at = 0;
-    while at < block.len() {
-        let (token, left) = (block.start + at, block.len() - at);
-        let values = &mut values[at..];
-        let mut r = 0;
-        // Twelve accumulators keep both FMA units busy: 4 rows x 1 token alone, 2 x 3 or 2 x 2 among others.
-        while r < rows {
-            let (n, two) = (left.min(3), rows - r >= 2);
-            match (n, two) {
-                (1, _) if rows - r >= 4 => {
-                    tile::<4, 1>(dtype, row, r, input, token, values);
-                    r += 4;
-                    continue;
-                }
-                (1, true) => tile::<2, 1>(dtype, row, r, input, token, values),
-                (2, true) => tile::<2, 2>(dtype, row, r, input, token, values),
-                (_, true) => tile::<2, 3>(dtype, row, r, input, token, values),
-                (1, false) => tile::<1, 1>(dtype, row, r, input, token, values),
-                (2, false) => tile::<1, 2>(dtype, row, r, input, token, values),
-                (_, false) => tile::<1, 3>(dtype, row, r, input, token, values),
-            }
-            r += if two { 2 } else { 1 };
-        }
-        at += left.min(3);
     }
 }
 

@@ -50,13 +50,14 @@ fn multiply<V: Vectors, O: Order<V>, F: Kind>(work: Work<'_>) {
 #[cfg(target_arch = "aarch64")]
 mod for_arm {
     use std::cell::RefCell;
+    use std::ops::Range;
 
     use super::arm::{Dot, I8mm, Neon, Widening};
-    use super::panel::{Pairs, Quads, QuantPanel};
+    use super::panel::{Pairs, Quads, QuantPanel, TOKENS};
     use super::tile::{Kind, Q2K, Q3K, Q4K, Q5K, Q6K, Q40, Q41, Q50, Q51, Q80};
     use super::{Work, float, multiply};
     use crate::KernelPath;
-    use crate::activation::QuantRow;
+    use crate::activation::{FloatRows, QuantRows};
     use crate::dtype::DType;
     use crate::pack::{LANES, Packed};
 
@@ -91,20 +92,30 @@ mod for_arm {
         }
     }
 
-    /// Eight float rows at most times some tokens; `out[n][row]`. Rows and tokens are padded to the same multiple of 16.
-    pub(crate) fn float_rows(dtype: DType, rows: &[&[u8]], x: &[&[f32]], out: &mut [[f32; LANES]]) {
-        float::floats::<Baseline>(dtype, rows, x, out);
+    /// Eight float rows at most times some tokens of `x`; `out[n][row]`. Rows are padded as the tokens are.
+    pub(crate) fn float_rows(
+        dtype: DType,
+        rows: &[&[u8]],
+        x: &FloatRows,
+        tokens: Range<usize>,
+        out: &mut [[f32; LANES]],
+    ) {
+        float::floats::<Baseline>(dtype, rows, x, tokens.start, &mut out[..tokens.len()]);
     }
 
-    /// Group `group` times the tokens `x`; `out[n][row]`. `path` is available on this CPU.
+    /// Group `group` times some tokens of `x` (at most 64); `out[n][row]`. `path` is available on this CPU.
     pub(crate) fn quant_group(
         path: KernelPath,
         dtype: DType,
         packed: &Packed,
         group: usize,
-        x: &[QuantRow<'_>],
+        x: &QuantRows,
+        tokens: Range<usize>,
         out: &mut [[f32; LANES]],
     ) {
+        let mut rows = [x.row(tokens.start); TOKENS];
+        rows.iter_mut().zip(tokens.clone()).for_each(|(row, token)| *row = x.row(token));
+        let (x, out) = (&rows[..tokens.len()], &mut out[..tokens.len()]);
         let kernel = match dtype {
             DType::Q4_0 => kernel::<Q40>(path),
             DType::Q4_1 => kernel::<Q41>(path),

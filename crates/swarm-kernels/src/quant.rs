@@ -44,8 +44,8 @@ pub(crate) fn dot_row(dtype: DType, row: &[u8], x: QuantRow<'_>) -> f32 {
 /// As [`dot_row`], with the blocks delivered by `codes`.
 pub(crate) fn dot_codes(scheme: Scheme, x: QuantRow<'_>, codes: impl Fn(usize) -> Codes) -> f32 {
     let partial = std::array::from_fn(|s| {
-        segment(s, x.d.len()).fold(0.0, |acc, b| {
-            let (q, d, sums) = x.block(b);
+        segment(s, x.len()).enumerate().fold(0.0, |acc, (i, b)| {
+            let (q, d, sums) = x.block(s, i);
             accumulate(scheme, &codes(b), q, d, sums, acc)
         })
     });

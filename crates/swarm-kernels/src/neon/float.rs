@@ -3,6 +3,7 @@
 //! The 16 partial sums of one row and one token are the lanes of four vectors; a tile of 2 rows and 3 tokens, or of 4 rows
 //! and 1, keeps them in registers from the first column to the last. Weights are widened as they are read.
 
+use crate::activation::{CHUNK, Eight, FloatRows};
 use crate::dtype::DType;
 use crate::neon::vectors::Vectors;
 use crate::pack::LANES;
@@ -42,61 +43,71 @@ impl Stored for BF16 {
     }
 }
 
-/// Up to eight float rows times any number of tokens; `out[n][row]`.
+/// Up to eight float rows times `out.len()` tokens of `x` from `first` on; `out[n][row]`.
 ///
-/// `rows[r]` are the row's bytes, `x[n]` its f32, both padded with zeros to the same multiple of 16.
+/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
 #[inline(always)]
-pub(crate) fn floats<V: Vectors>(dtype: DType, rows: &[&[u8]], x: &[&[f32]], out: &mut [[f32; LANES]]) {
+pub(crate) fn floats<V: Vectors>(
+    dtype: DType,
+    rows: &[&[u8]],
+    x: &FloatRows,
+    first: usize,
+    out: &mut [[f32; LANES]],
+) {
     match dtype {
-        DType::F32 => tiles::<V, F32>(rows, x, out),
-        DType::F16 => tiles::<V, F16>(rows, x, out),
-        DType::BF16 => tiles::<V, BF16>(rows, x, out),
+        DType::F32 => tiles::<V, F32>(rows, x, first, out),
+        DType::F16 => tiles::<V, F16>(rows, x, first, out),
+        DType::BF16 => tiles::<V, BF16>(rows, x, first, out),
         _ => unreachable!("not a float"),
     }
 }
 
 #[inline(always)]
-fn tiles<V: Vectors, S: Stored>(rows: &[&[u8]], x: &[&[f32]], out: &mut [[f32; LANES]]) {
-    for (x, out) in x.chunks(3).zip(out.chunks_mut(3)) {
+fn tiles<V: Vectors, S: Stored>(rows: &[&[u8]], x: &FloatRows, first: usize, out: &mut [[f32; LANES]]) {
+    for (n, out) in out.chunks_mut(3).enumerate() {
+        let token = first + 3 * n;
         let mut at = 0;
         while at < rows.len() {
-            at += match (&rows[at..], x) {
-                (&[a, b, c, d, ..], &[x]) => tile::<V, S, 4, 1>([a, b, c, d], [x], at, out),
-                (&[a, b, ..], &[x]) => tile::<V, S, 2, 1>([a, b], [x], at, out),
-                (&[a, b, ..], &[x, y]) => tile::<V, S, 2, 2>([a, b], [x, y], at, out),
-                (&[a, b, ..], &[x, y, z, ..]) => tile::<V, S, 2, 3>([a, b], [x, y, z], at, out),
-                (&[a], &[x]) => tile::<V, S, 1, 1>([a], [x], at, out),
-                (&[a], &[x, y]) => tile::<V, S, 1, 2>([a], [x, y], at, out),
-                (&[a], &[x, y, z, ..]) => tile::<V, S, 1, 3>([a], [x, y, z], at, out),
-                _ => rows.len(),
+            at += match (&rows[at..], out.len()) {
+                (&[a, b, c, d, ..], 1) => tile::<V, S, 4, 1>([a, b, c, d], x, token, at, out),
+                (&[a, b, ..], 1) => tile::<V, S, 2, 1>([a, b], x, token, at, out),
+                (&[a, b, ..], 2) => tile::<V, S, 2, 2>([a, b], x, token, at, out),
+                (&[a, b, ..], _) => tile::<V, S, 2, 3>([a, b], x, token, at, out),
+                (&[a], 1) => tile::<V, S, 1, 1>([a], x, token, at, out),
+                (&[a], 2) => tile::<V, S, 1, 2>([a], x, token, at, out),
+                (&[a], _) => tile::<V, S, 1, 3>([a], x, token, at, out),
+                (&[], _) => rows.len(),
             };
         }
     }
 }
 
-/// `R` rows times `N` tokens; the results of row `r` go to `out[n][first + r]`. Returns `R`.
+/// `R` rows times `N` tokens from `token` on; the results of row `r` go to `out[n][first + r]`. Returns `R`.
 #[inline(always)]
 fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
     rows: [&[u8]; R],
-    x: [&[f32]; N],
+    x: &FloatRows,
+    token: usize,
     first: usize,
     out: &mut [[f32; LANES]],
 ) -> usize {
-    let chunks = x[0].len() / 16;
-    let rows = rows.map(|row| &row.as_chunks::<16>().0[..chunks * S::BYTES]);
-    let x = x.map(|x| &x.as_chunks::<16>().0[..chunks]);
+    let rows = rows.map(|row| &row.as_chunks::<16>().0[..x.cols() / 16 * S::BYTES]);
     let mut acc = [[[V::splat(0.0); 4]; R]; N];
-    for i in 0..chunks {
-        for half in 0..2 {
-            let vectors = S::BYTES / 2;
-            let w = rows.map(|row| S::eight::<V>(&row[(2 * i + half) * vectors..][..vectors]));
-            for n in 0..N {
-                let x = x[n][i].as_chunks::<4>().0;
-                for quarter in 0..2 {
-                    let x = V::floats(&x[2 * half + quarter]);
-                    for r in 0..R {
-                        let acc = &mut acc[n][r][2 * half + quarter];
-                        *acc = V::fma(*acc, w[r][quarter], x);
+    for start in (0..x.cols()).step_by(CHUNK) {
+        let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
+        for i in 0..x[0][0].len() {
+            for half in 0..2 {
+                let vectors = S::BYTES / 2;
+                let at = (2 * (start / 16 + i) + half) * vectors;
+                let w = rows.map(|row| S::eight::<V>(&row[at..][..vectors]));
+                for n in 0..N {
+                    let x = x[n][half][i].0.as_chunks::<4>().0;
+                    for quarter in 0..2 {
+                        let x = V::floats(&x[quarter]);
+                        for r in 0..R {
+                            let acc = &mut acc[n][r][2 * half + quarter];
+                            *acc = V::fma(*acc, w[r][quarter], x);
+                        }
                     }
                 }
             }

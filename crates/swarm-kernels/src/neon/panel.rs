@@ -209,10 +209,10 @@ pub(crate) fn multiply<V: Vectors, O: Order<V>, F: Kind>(
         let blocks = &panel.blocks[..segment.len()];
         for (x, partial) in x.chunks(4).zip(panel.partial.0[s].chunks_mut(4)) {
             match *x {
-                [a] => meet::<V, O, F, 1>(blocks, segment.start, &[a], partial),
-                [a, b] => meet::<V, O, F, 2>(blocks, segment.start, &[a, b], partial),
-                [a, b, c] => meet::<V, O, F, 3>(blocks, segment.start, &[a, b, c], partial),
-                [a, b, c, d, ..] => meet::<V, O, F, 4>(blocks, segment.start, &[a, b, c, d], partial),
+                [a] => meet::<V, O, F, 1>(blocks, s, &[a], partial),
+                [a, b] => meet::<V, O, F, 2>(blocks, s, &[a, b], partial),
+                [a, b, c] => meet::<V, O, F, 3>(blocks, s, &[a, b, c], partial),
+                [a, b, c, d, ..] => meet::<V, O, F, 4>(blocks, s, &[a, b, c, d], partial),
                 [] => {}
             }
         }
@@ -222,17 +222,17 @@ pub(crate) fn multiply<V: Vectors, O: Order<V>, F: Kind>(
     }
 }
 
-/// One segment of eight rows, whose first block is `first`, meets `N` tokens.
+/// Segment `s` of eight rows meets `N` tokens.
 #[inline(always)]
 fn meet<V: Vectors, O: Order<V>, F: Kind, const N: usize>(
     blocks: &[PlainBlock],
-    first: usize,
+    s: usize,
     x: &[QuantRow<'_>; N],
     partial: &mut [[[f32; 4]; 2]],
 ) {
     let mut acc = [[V::splat(0.0); 2]; N];
     for (i, plain) in blocks.iter().enumerate() {
-        let x = std::array::from_fn(|n| x[n].block(first + i));
+        let x = std::array::from_fn(|n| x[n].block(s, i));
         let sums = O::products::<F, N>(&plain.codes, &x);
         add_block::<V, F, N>(&plain.scales(), sums, &x, &mut acc);
     }

@@ -69,9 +69,9 @@ pub(crate) fn tile<V: Vectors, F: Kind, const N: usize>(
     let mut partial = [[[V::splat(0.0); 2]; N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
         let mut acc = [[V::splat(0.0); 2]; N];
-        for block in segment(s, shape.blocks) {
+        for (i, block) in segment(s, shape.blocks).enumerate() {
             let (planes, scales) = stored::<V, F>(group, shape, block);
-            let x = std::array::from_fn(|n| x[n].block(block));
+            let x = std::array::from_fn(|n| x[n].block(s, i));
             let sums = products::<V, F, N>(&Planes(planes, PhantomData::<F>), &x);
             add_block::<V, F, N>(&scales, sums, &x, &mut acc);
         }

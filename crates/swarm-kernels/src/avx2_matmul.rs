@@ -1,0 +1,131 @@
+//! Which AVX2 tile multiplies which group: few tokens straight from the stored weights, many from an unpacked panel.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use crate::activation::{FloatRows, QuantBlock, QuantRows, SIDE};
+use crate::avx2::quant_tile;
+use crate::avx2_float::{FloatPanel, float_tile};
+use crate::avx2_panel::QuantPanel;
+use crate::dtype::DType;
+use crate::pack::{GroupShape, LANES, Packed};
+
+/// From this many tokens on, widening a panel of float weights once pays.
+const PANEL_TOKENS: usize = 6;
+
+thread_local! {
+    /// Each compute thread's own panels, so that a step allocates nothing.
+    static FLOAT_PANEL: RefCell<Box<FloatPanel>> = RefCell::new(FloatPanel::new());
+    static QUANT_PANEL: RefCell<QuantPanel> = RefCell::new(QuantPanel::new());
+}
+
+/// One packed group times the tokens of `block`, whose first token begins a panel; `values[n][r]`.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+pub(crate) unsafe fn quant_group(
+    dtype: DType,
+    packed: &Packed,
+    group: usize,
+    x: &QuantRows,
+    block: Range<usize>,
+    values: &mut [[f32; LANES]],
+) {
+    /// # Safety
+    /// As [`quant_group`].
+    unsafe fn tile<const N: usize>(
+        dtype: DType,
+        group: &[u8],
+        shape: GroupShape,
+        x: &[QuantBlock],
+        values: &mut [[f32; LANES]],
+    ) {
+        let mut out = [[0.0; LANES]; N];
+        // SAFETY: promised by the caller.
+        unsafe { quant_tile(dtype, group, shape, x, &mut out) };
+        values[..N].copy_from_slice(&out);
+    }
+    let (group, shape, panel) = (packed.group(group), packed.shape, block.start / SIDE);
+    // SAFETY: promised by the caller.
+    unsafe {
+        match block.len() {
+            0 => {}
+            1 => tile::<1>(dtype, group, shape, x.panel(panel), values),
+            2 => tile::<2>(dtype, group, shape, x.panel(panel), values),
+            3 => tile::<3>(dtype, group, shape, x.panel(panel), values),
+            4 => tile::<4>(dtype, group, shape, x.panel(panel), values),
+            len => QUANT_PANEL.with_borrow_mut(|scratch| {
+                let x = x.panels(panel..panel + len.div_ceil(SIDE));
+                scratch.multiply(dtype, group, shape, x, &mut values[..len]);
+            }),
+        }
+    }
+}
+
+/// Up to eight float rows times the tokens of `block`; `values[n][r]`.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and F16C.
+pub(crate) unsafe fn float_group(
+    dtype: DType,
+    rows: &[&[u8]],
+    x: &FloatRows,
+    block: Range<usize>,
+    values: &mut [[f32; LANES]],
+) {
+    /// A tile of `R` rows from `r` on and `N` tokens, copied to its place.
+    ///
+    /// # Safety
+    /// As [`float_group`].
+    unsafe fn tile<const R: usize, const N: usize>(
+        dtype: DType,
+        rows: &[&[u8]],
+        r: usize,
+        x: &FloatRows,
+        token: usize,
+        values: &mut [[f32; LANES]],
+    ) {
+        let rows: [_; R] = std::array::from_fn(|i| rows[r + i]);
+        let mut out = [[0.0; R]; N];
+        // SAFETY: promised by the caller.
+        unsafe { float_tile(dtype, &rows, x, token, &mut out) };
+        for (values, out) in values.iter_mut().zip(&out) {
+            values[r..r + R].copy_from_slice(out);
+        }
+    }
+    if block.len() >= PANEL_TOKENS {
+        FLOAT_PANEL.with_borrow_mut(|panel| {
+            // SAFETY: promised by the caller.
+            unsafe { panel.multiply(dtype, rows, x, block.start, &mut values[..block.len()]) };
+        });
+        return;
+    }
+    let mut at = 0;
+    while at < block.len() {
+        let (token, left) = (block.start + at, (block.len() - at).min(3));
+        let values = &mut values[at..];
+        let mut r = 0;
+        // Twelve accumulators keep both FMA units busy: 4 rows x 1 token alone, 2 x 3 or 2 x 2 among others.
+        while r < rows.len() {
+            let wide = match (left, rows.len() - r) {
+                (1, 4..) => 4,
+                (_, 2..) => 2,
+                _ => 1,
+            };
+            // SAFETY: promised by the caller.
+            unsafe {
+                match (left, wide) {
+                    (1, 4) => tile::<4, 1>(dtype, rows, r, x, token, values),
+                    (1, 2) => tile::<2, 1>(dtype, rows, r, x, token, values),
+                    (2, 2) => tile::<2, 2>(dtype, rows, r, x, token, values),
+                    (_, 2) => tile::<2, 3>(dtype, rows, r, x, token, values),
+                    (1, _) => tile::<1, 1>(dtype, rows, r, x, token, values),
+                    (2, _) => tile::<1, 2>(dtype, rows, r, x, token, values),
+                    _ => tile::<1, 3>(dtype, rows, r, x, token, values),
+                }
+            }
+            r += wide;
+        }
+        at += left;
+    }
+}
