@@ -1,6 +1,9 @@
 //! Activations as the matmul reads them: int8 in blocks of 32 for quantized weights, padded f32 for float weights.
 
+use std::ops::Range;
+
 use crate::KernelPath;
+use crate::quant::segment;
 
 /// Tokens side by side in a [`QuantBlock`].
 pub(crate) const SIDE: usize = 4;
@@ -15,30 +18,33 @@ pub(crate) struct QuantBlock {
     pub sums: [[i16; 2]; SIDE],
 }
 
-/// Rows of activations quantized to int8: `[tokens / 4, blocks]` of [`QuantBlock`].
+/// Rows of activations quantized to int8: `[16 segments, tokens / 4, blocks of the segment]` of [`QuantBlock`], so that
+/// what meets one segment of the weights lies together.
 #[derive(Default)]
 pub(crate) struct QuantRows {
     blocks: Vec<QuantBlock>,
     per_row: usize,
+    panels: usize,
 }
 
 /// One quantized row.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantRow<'a> {
-    blocks: &'a [QuantBlock],
-    side: usize,
+    rows: &'a QuantRows,
+    token: usize,
 }
 
 impl<'a> QuantRow<'a> {
     /// Blocks of 32 columns.
     pub fn len(self) -> usize {
-        self.blocks.len()
+        self.rows.per_row
     }
 
-    /// Codes, scale and half sums of block `b`.
-    pub fn block(self, b: usize) -> (&'a [i8; 32], f32, [i16; 2]) {
-        let block = &self.blocks[b];
-        (&block.q[self.side], block.d[self.side], block.sums[self.side])
+    /// Codes, scale and half sums of block `i` of segment `s`.
+    pub fn block(self, s: usize, i: usize) -> (&'a [i8; 32], f32, [i16; 2]) {
+        let (panel, side) = (self.token / SIDE, self.token % SIDE);
+        let block = &self.rows.segment(s, panel..panel + 1)[i];
+        (&block.q[side], block.d[side], block.sums[side])
     }
 }
 
@@ -51,8 +57,8 @@ impl<'a> QuantRow<'a> {
 
 /// Blocks whose largest magnitude lies outside these bounds are zero (below) or not a number (above, infinities and
 /// NaN included): the scale's reciprocal would not be a normal number.
-const SMALLEST: u32 = (127 - 100) << 23;
-const LARGEST: u32 = (127 + 100) << 23;
+pub(crate) const SMALLEST: u32 = (127 - 100) << 23;
+pub(crate) const LARGEST: u32 = (127 + 100) << 23;
 
 /// Quantizes 32 values: the contract's definition. Returns the scale and the sums of the two halves.
 ///
@@ -74,52 +80,56 @@ fn quantize_block(x: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i16; 2]) {
     (amax * (1.0 / 127.0), [sum(&q[..16]), sum(&q[16..])])
 }
 
-/// Quantizes rows of `32 * per_row` values into `blocks`.
-#[inline(always)]
-fn quantize_rows_body(x: &[f32], per_row: usize, blocks: &mut [QuantBlock]) {
-    for (token, row) in x.chunks_exact(32 * per_row).enumerate() {
-        let side = token % SIDE;
-        let blocks = &mut blocks[token / SIDE * per_row..][..per_row];
-        for (x, block) in row.as_chunks::<32>().0.iter().zip(blocks) {
-            (block.d[side], block.sums[side]) = quantize_block(x, &mut block.q[side]);
-        }
-    }
-}
-
-/// The same function compiled for AVX2: Rust's float semantics allow the compiler to vectorise it, not to change it.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn quantize_rows_avx2(x: &[f32], per_row: usize, blocks: &mut [QuantBlock]) {
-    quantize_rows_body(x, per_row, blocks);
-}
-
 impl QuantRows {
     /// Quantizes `x`, `[tokens, cols]`; `cols` is a multiple of 32.
     pub fn fill(&mut self, path: KernelPath, x: &[f32], cols: usize) {
         assert!(cols.is_multiple_of(32) && cols > 0, "quantized rows of {cols} columns");
-        self.per_row = cols / 32;
-        let len = (x.len() / cols).div_ceil(SIDE) * self.per_row;
-        self.blocks.resize(len, bytemuck::Zeroable::zeroed());
-        match path {
-            // SAFETY: this path is only chosen where AVX2 and FMA were detected.
-            #[cfg(target_arch = "x86_64")]
-            path if path.has_avx2() => unsafe { quantize_rows_avx2(x, self.per_row, &mut self.blocks) },
-            _ => quantize_rows_body(x, self.per_row, &mut self.blocks),
+        let tokens = x.len() / cols;
+        (self.per_row, self.panels) = (cols / 32, tokens.div_ceil(SIDE));
+        self.blocks.resize(self.panels * self.per_row, bytemuck::Zeroable::zeroed());
+        for (token, row) in x.chunks_exact(cols).enumerate() {
+            let row = row.as_chunks::<32>().0;
+            for s in 0..16 {
+                let (from, to) = (segment(s, self.per_row), self.place(s, token / SIDE..token / SIDE + 1));
+                let (x, blocks) = (&row[from], &mut self.blocks[to]);
+                match path {
+                    // SAFETY: this path is only chosen where AVX2 and FMA were detected.
+                    #[cfg(target_arch = "x86_64")]
+                    path if path.has_avx2() => unsafe {
+                        crate::avx2_quantize::quantize(x, blocks, token % SIDE);
+                    },
+                    _ => quantize(x, blocks, token % SIDE),
+                }
+            }
         }
     }
 
+    /// Where the blocks of segment `s` of some panels (each four tokens) lie.
+    fn place(&self, s: usize, panels: Range<usize>) -> Range<usize> {
+        let segment = segment(s, self.per_row);
+        let first = self.panels * segment.start;
+        first + panels.start * segment.len()..first + panels.end * segment.len()
+    }
+
+    /// The blocks of segment `s` of some panels, one panel after the other.
+    pub fn segment(&self, s: usize, panels: Range<usize>) -> &[QuantBlock] {
+        &self.blocks[self.place(s, panels)]
+    }
+
     pub fn row(&self, token: usize) -> QuantRow<'_> {
-        QuantRow { blocks: self.panel(token / SIDE), side: token % SIDE }
+        QuantRow { rows: self, token }
     }
 
-    /// Tokens `4 * panel ..`, one [`QuantBlock`] per 32 columns.
-    pub fn panel(&self, panel: usize) -> &[QuantBlock] {
-        self.panels(panel..panel + 1)
+    /// Blocks of 32 columns in a row.
+    pub fn per_row(&self) -> usize {
+        self.per_row
     }
+}
 
-    /// Several panels, one after the other.
-    pub fn panels(&self, panels: std::ops::Range<usize>) -> &[QuantBlock] {
-        &self.blocks[panels.start * self.per_row..panels.end * self.per_row]
+/// Quantizes blocks of one token to their side of `blocks`.
+fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
+    for (x, block) in x.iter().zip(blocks) {
+        (block.d[side], block.sums[side]) = quantize_block(x, &mut block.q[side]);
     }
 }
 
@@ -201,7 +211,7 @@ mod tests {
     fn rows(path: KernelPath, x: &[f32]) -> (Vec<i8>, Vec<u32>, Vec<[i16; 2]>) {
         let mut rows = QuantRows::default();
         rows.fill(path, x, x.len());
-        let blocks = || (0..x.len() / 32).map(|b| rows.row(0).block(b));
+        let blocks = || (0..16).flat_map(|s| rows.segment(s, 0..1)).map(|b| (&b.q[0], b.d[0], b.sums[0]));
         (
             blocks().flat_map(|(q, ..)| *q).collect(),
             blocks().map(|(_, d, _)| d.to_bits()).collect(),
@@ -211,7 +221,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fast_equals_scalar(bits in proptest::collection::vec(any::<u32>(), 64)) {
+        fn fast_equals_scalar(bits in proptest::collection::vec(
+            prop_oneof![20 => 0x3a00_0000u32..0x4300_0000, 1 => any::<u32>()], 32 * 9,
+        )) {
             let x: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
             let want = rows(KernelPath::Scalar, &x);
             for path in KernelPath::available() {

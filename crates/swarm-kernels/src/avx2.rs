@@ -11,7 +11,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::{QuantBlock, SIDE};
+use crate::activation::{QuantBlock, QuantRows, SIDE};
 use crate::block::Scheme;
 use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES, entry_bytes};
@@ -54,7 +54,7 @@ formats! {
     Q6K: Super16, 6, 32, 2;
 }
 
-/// Eight rows times the first `N` tokens of a panel; `out[n][lane]`.
+/// Eight rows times the first `N` tokens of a panel of `x`; `out[n][lane]`.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
@@ -62,46 +62,48 @@ pub(crate) unsafe fn quant_tile<const N: usize>(
     dtype: DType,
     group: &[u8],
     shape: GroupShape,
-    x: &[QuantBlock],
+    x: &QuantRows,
+    panel: usize,
     out: &mut [[f32; LANES]; N],
 ) {
-    assert!(group.len() >= shape.bytes && x.len() == shape.blocks && N <= SIDE);
+    assert!(group.len() >= shape.bytes && x.per_row() == shape.blocks && N <= SIDE);
     // SAFETY: the caller promises the CPU features, the assert gives the lengths that the tile reads by.
     unsafe {
         match dtype {
-            DType::Q4_0 => tile::<Q40, N>(group, shape, x, out),
-            DType::Q4_1 => tile::<Q41, N>(group, shape, x, out),
-            DType::Q5_0 => tile::<Q50, N>(group, shape, x, out),
-            DType::Q5_1 => tile::<Q51, N>(group, shape, x, out),
-            DType::Q8_0 => tile::<Q80, N>(group, shape, x, out),
-            DType::Q2_K => tile::<Q2K, N>(group, shape, x, out),
-            DType::Q3_K => tile::<Q3K, N>(group, shape, x, out),
-            DType::Q4_K => tile::<Q4K, N>(group, shape, x, out),
-            DType::Q5_K => tile::<Q5K, N>(group, shape, x, out),
-            DType::Q6_K => tile::<Q6K, N>(group, shape, x, out),
+            DType::Q4_0 => tile::<Q40, N>(group, shape, x, panel, out),
+            DType::Q4_1 => tile::<Q41, N>(group, shape, x, panel, out),
+            DType::Q5_0 => tile::<Q50, N>(group, shape, x, panel, out),
+            DType::Q5_1 => tile::<Q51, N>(group, shape, x, panel, out),
+            DType::Q8_0 => tile::<Q80, N>(group, shape, x, panel, out),
+            DType::Q2_K => tile::<Q2K, N>(group, shape, x, panel, out),
+            DType::Q3_K => tile::<Q3K, N>(group, shape, x, panel, out),
+            DType::Q4_K => tile::<Q4K, N>(group, shape, x, panel, out),
+            DType::Q5_K => tile::<Q5K, N>(group, shape, x, panel, out),
+            DType::Q6_K => tile::<Q6K, N>(group, shape, x, panel, out),
             DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
         }
     }
 }
 
 /// # Safety
-/// `group` holds `shape.bytes` bytes, `x` `shape.blocks` blocks.
+/// `group` holds `shape.bytes` bytes, rows of `x` have `shape.blocks` blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn tile<F: Tile, const N: usize>(
     group: &[u8],
     shape: GroupShape,
-    x: &[QuantBlock],
+    x: &QuantRows,
+    panel: usize,
     out: &mut [[f32; LANES]; N],
 ) {
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
         let mut acc = [_mm256_setzero_ps(); N];
-        for block in segment(s, shape.blocks) {
+        for (block, x) in segment(s, shape.blocks).zip(x.segment(s, panel..panel + 1)) {
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
                 ask_ahead::<F>(planes);
-                add_block::<F, N, false>(planes, &scales, x.get_unchecked(block), &mut acc);
+                add_block::<F, N, false>(planes, &scales, x, &mut acc);
             }
         }
         *partial = acc;

@@ -129,13 +129,13 @@ impl FloatPanel {
                 }
             }
             for i in 0..len {
-                let w: [__m256; 4] = std::array::from_fn(|j| {
-                    _mm256_load_ps(weights.get_unchecked(j).get_unchecked(i).0.as_ptr())
-                });
-                for k in 0..N {
-                    let x = _mm256_load_ps(x[k].get_unchecked(i).0.as_ptr());
-                    for j in 0..4 {
-                        acc[k][j] = _mm256_fmadd_ps(w[j], x, acc[k][j]);
+                // Three tokens, one row at a time and twelve sums: just the 16 registers there are.
+                let x: [__m256; N] =
+                    std::array::from_fn(|k| _mm256_load_ps(x[k].get_unchecked(i).0.as_ptr()));
+                for j in 0..4 {
+                    let w = _mm256_load_ps(weights.get_unchecked(j).get_unchecked(i).0.as_ptr());
+                    for k in 0..N {
+                        acc[k][j] = _mm256_fmadd_ps(w, x[k], acc[k][j]);
                     }
                 }
             }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activation::{FloatRows, QuantBlock, QuantRows, SIDE};
+use crate::activation::{FloatRows, QuantRows, SIDE};
 use crate::avx2::quant_tile;
 use crate::avx2_float::{FloatPanel, float_tile};
 use crate::avx2_panel::QuantPanel;
@@ -37,12 +37,13 @@ pub(crate) unsafe fn quant_group(
         dtype: DType,
         group: &[u8],
         shape: GroupShape,
-        x: &[QuantBlock],
+        x: &QuantRows,
+        panel: usize,
         values: &mut [[f32; LANES]],
     ) {
         let mut out = [[0.0; LANES]; N];
         // SAFETY: promised by the caller.
-        unsafe { quant_tile(dtype, group, shape, x, &mut out) };
+        unsafe { quant_tile(dtype, group, shape, x, panel, &mut out) };
         values[..N].copy_from_slice(&out);
     }
     let (group, shape, panel) = (packed.group(group), packed.shape, block.start / SIDE);
@@ -50,13 +51,12 @@ pub(crate) unsafe fn quant_group(
     unsafe {
         match block.len() {
             0 => {}
-            1 => tile::<1>(dtype, group, shape, x.panel(panel), values),
-            2 => tile::<2>(dtype, group, shape, x.panel(panel), values),
-            3 => tile::<3>(dtype, group, shape, x.panel(panel), values),
-            4 => tile::<4>(dtype, group, shape, x.panel(panel), values),
+            1 => tile::<1>(dtype, group, shape, x, panel, values),
+            2 => tile::<2>(dtype, group, shape, x, panel, values),
+            3 => tile::<3>(dtype, group, shape, x, panel, values),
+            4 => tile::<4>(dtype, group, shape, x, panel, values),
             len => QUANT_PANEL.with_borrow_mut(|scratch| {
-                let x = x.panels(panel..panel + len.div_ceil(SIDE));
-                scratch.multiply(dtype, group, shape, x, &mut values[..len]);
+                scratch.multiply(dtype, group, shape, x, panel, &mut values[..len]);
             }),
         }
     }

@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::{QuantBlock, SIDE};
+use crate::activation::{QuantBlock, QuantRows, SIDE};
 use crate::avx2::*;
 use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES};
@@ -65,7 +65,7 @@ impl QuantPanel {
         Self { blocks: Vec::new(), partial: Box::new(Partial([[[0.0; LANES]; TOKENS]; 16])) }
     }
 
-    /// Eight rows times `out.len()` tokens (at most 64); `x` is their panels one after the other, `out[n][lane]`.
+    /// Eight rows times `out.len()` tokens (at most 64) from panel `first` of `x` on; `out[n][lane]`.
     ///
     /// # Safety
     /// The CPU has AVX2, FMA and F16C.
@@ -74,24 +74,25 @@ impl QuantPanel {
         dtype: DType,
         group: &[u8],
         shape: GroupShape,
-        x: &[QuantBlock],
+        x: &QuantRows,
+        first: usize,
         out: &mut [[f32; LANES]],
     ) {
         assert!(group.len() >= shape.bytes && out.len() <= TOKENS);
-        assert!(x.len() == out.len().div_ceil(SIDE) * shape.blocks);
+        assert!(x.per_row() == shape.blocks);
         // SAFETY: features promised by the caller, lengths asserted.
         unsafe {
             match dtype {
-                DType::Q4_0 => self.run::<Q40>(group, shape, x, out),
-                DType::Q4_1 => self.run::<Q41>(group, shape, x, out),
-                DType::Q5_0 => self.run::<Q50>(group, shape, x, out),
-                DType::Q5_1 => self.run::<Q51>(group, shape, x, out),
-                DType::Q8_0 => self.run::<Q80>(group, shape, x, out),
-                DType::Q2_K => self.run::<Q2K>(group, shape, x, out),
-                DType::Q3_K => self.run::<Q3K>(group, shape, x, out),
-                DType::Q4_K => self.run::<Q4K>(group, shape, x, out),
-                DType::Q5_K => self.run::<Q5K>(group, shape, x, out),
-                DType::Q6_K => self.run::<Q6K>(group, shape, x, out),
+                DType::Q4_0 => self.run::<Q40>(group, shape, x, first, out),
+                DType::Q4_1 => self.run::<Q41>(group, shape, x, first, out),
+                DType::Q5_0 => self.run::<Q50>(group, shape, x, first, out),
+                DType::Q5_1 => self.run::<Q51>(group, shape, x, first, out),
+                DType::Q8_0 => self.run::<Q80>(group, shape, x, first, out),
+                DType::Q2_K => self.run::<Q2K>(group, shape, x, first, out),
+                DType::Q3_K => self.run::<Q3K>(group, shape, x, first, out),
+                DType::Q4_K => self.run::<Q4K>(group, shape, x, first, out),
+                DType::Q5_K => self.run::<Q5K>(group, shape, x, first, out),
+                DType::Q6_K => self.run::<Q6K>(group, shape, x, first, out),
                 DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
             }
         }
@@ -104,7 +105,8 @@ impl QuantPanel {
         &mut self,
         group: &[u8],
         shape: GroupShape,
-        x: &[QuantBlock],
+        x: &QuantRows,
+        first: usize,
         out: &mut [[f32; LANES]],
     ) {
         self.blocks.resize(shape.blocks.div_ceil(16), PlainBlock::ZERO);
@@ -116,10 +118,15 @@ impl QuantPanel {
             }
             let blocks = &self.blocks[..segment.len()];
             let partial = &mut self.partial.0[s];
-            for (panel, x) in x.chunks_exact(shape.blocks).enumerate() {
-                let first = panel * SIDE;
-                let (x, partial) = (&x[segment.clone()], &mut partial[first..]);
-                match out.len() - first {
+            if blocks.is_empty() {
+                partial[..out.len()].fill([0.0; LANES]);
+                continue;
+            }
+            let x = x.segment(s, first..first + out.len().div_ceil(SIDE));
+            for (x, (partial, out)) in
+                x.chunks_exact(blocks.len()).zip(partial.chunks_mut(SIDE).zip(out.chunks(SIDE)))
+            {
+                match out.len() {
                     1 => meet::<F, 1>(blocks, x, partial),
                     2 => meet::<F, 2>(blocks, x, partial),
                     3 => meet::<F, 3>(blocks, x, partial),

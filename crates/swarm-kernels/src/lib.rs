@@ -37,6 +37,8 @@ mod avx2_float;
 mod avx2_matmul;
 #[cfg(target_arch = "x86_64")]
 mod avx2_panel;
+#[cfg(target_arch = "x86_64")]
+mod avx2_quantize;
 
 #[cfg(any(target_arch = "aarch64", test))]
 mod neon;
