@@ -48,13 +48,6 @@ impl<'a> QuantRow<'a> {
     }
 }
 
-impl<'a> QuantRow<'a> {
-    /// Codes, scale and half sums of block `b`.
-    pub fn block(self, b: usize) -> (&'a [i8; 32], f32, [i16; 2]) {
-        (&self.q[b], self.d[b], self.sums[b])
-    }
-}
-
 /// Blocks whose largest magnitude lies outside these bounds are zero (below) or not a number (above, infinities and
 /// NaN included): the scale's reciprocal would not be a normal number.
 pub(crate) const SMALLEST: u32 = (127 - 100) << 23;
