@@ -9,6 +9,9 @@
 //! maddubs, madd -> i32 per lane; after 8 quads the lane holds its row's integer product of the block
 //! ```
 
+// Tiles are indexed by token in several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::*;
 
 use crate::activation::{QuantBlock, QuantRows, SIDE};
