@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
-use crate::error::LinkError;
+use crate::desk::PairingDesk;
+use crate::error::{IdentityError, LinkError};
 use crate::id::{InstanceId, NodeId};
 use crate::identity::Identity;
+use crate::meet;
+use crate::members::Key;
 use crate::noise::{
-    Established, HandshakeFailure, Initiator, PROTOCOL_VERSION, Preamble, Responder, Suite, preamble,
-    read_preamble,
+    Established, Finished, First, HandshakeFailure, Initiator, LATE_BYTES, PROTOCOL_VERSION, Preamble,
+    Purpose, Responder, Second, Suite, THIRD_NEWS_BYTES, preamble_of, read_preamble,
 };
 use crate::record::{RecordReader, RecordWriter};
 
@@ -154,6 +157,11 @@ pub struct Closer {
 }
 
 impl Closer {
+    /// Whether anybody still holds the socket.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.strong_count() > 0
+    }
+
     /// Ends the link: a blocked receive or send returns [`LinkError::ClosedHere`] at once. Does nothing
     /// the second time.
     pub fn close(&self) {
@@ -191,6 +199,8 @@ pub(crate) enum Failure {
     Noise(HandshakeFailure),
     /// The responder had all it needed to accept, and hung up instead.
     RefusedByPeer,
+    /// The files of this node cannot be read or written.
+    Us(IdentityError),
 }
 
 impl From<HandshakeFailure> for Failure {
@@ -208,6 +218,7 @@ impl Failure {
             }
             Self::Noise(HandshakeFailure::OwnAddress) => LinkError::OwnAddress { address },
             Self::Noise(HandshakeFailure::Refused) | Self::RefusedByPeer => LinkError::Refused { address },
+            Self::Us(source) => LinkError::Identity { source: Box::new(source) },
             Self::Io(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                     LinkError::HandshakeTimeout { address, waited_ms: millis(timeout) }
@@ -218,75 +229,166 @@ impl Failure {
     }
 }
 
+/// How a dialling side's handshake went.
+pub(crate) enum Dialled {
+    Linked(Box<Established>),
+    /// The other side was paired with this machine and refused: one of the two may have missed a change of the secret.
+    Estranged,
+}
+
 /// The handshake of the side that dialled.
 pub(crate) fn initiate(
     stream: &TcpStream,
     identity: &Identity,
     suite: Suite,
     deadline: Instant,
-) -> Result<Established, Failure> {
+) -> Result<Dialled, Failure> {
+    identity.refresh();
     let mut timed = Timed { stream, deadline };
     let (initiator, first) = Initiator::start(identity, suite)?;
-    timed.write(&[preamble(suite).as_slice(), &first].concat())?;
-    let mut reply: Preamble = [0; 6];
-    timed.read(&mut reply)?;
-    if read_preamble(&reply)? != suite {
-        return Err(HandshakeFailure::NotSwarm.into());
-    }
-    let mut second = [0; 112];
-    timed.read(&mut second)?;
+    let second = timed.exchange_first((Purpose::Link, suite), &first)?;
     let (waiting, third) = initiator.answer(&second)?;
     timed.write(&third)?;
     let mut confirmation = [0; 18];
-    timed.read(&mut confirmation).map_err(|failure| match failure {
-        Failure::Io(error) if !is_timeout(&error) => Failure::RefusedByPeer,
-        failure => failure,
-    })?;
-    Ok(waiting.confirm(&confirmation)?)
+    match timed.read(&mut confirmation) {
+        Err(Failure::Io(error)) if !is_timeout(&error) => match identity.may_have_secrets(waiting.peer_key())
+        {
+            true => Ok(Dialled::Estranged),
+            false => Err(Failure::RefusedByPeer),
+        },
+        other => {
+            other?;
+            Ok(Dialled::Linked(Box::new(waiting.confirm(&confirmation)?)))
+        }
+    }
 }
 
-/// The handshake of the side that was dialled. Holds under 300 bytes of a stranger's.
+/// Asks for the secret that followed this machine's own `age` changes ago, and takes it over.
+pub(crate) fn ask_news(
+    stream: &TcpStream,
+    identity: &Identity,
+    age: u8,
+    deadline: Instant,
+) -> Result<Key, Failure> {
+    let (mut timed, what) = (Timed { stream, deadline }, (Purpose::Ask(age), Suite::preferred()));
+    let (initiator, first) = Initiator::start_for(identity, what, 0)?;
+    let second = timed.exchange_first(what, &first)?;
+    let (waiting, third) = initiator.answer(&second)?;
+    timed.write(&third)?;
+    let mut late = [0; LATE_BYTES];
+    timed.read(&mut late)?;
+    let (key, gift) = waiting.late(&late)?;
+    match identity.rotate(gift, &key) {
+        Ok(true) => Ok(key),
+        Ok(false) => Err(Failure::RefusedByPeer),
+        Err(error) => Err(Failure::Us(error)),
+    }
+}
+
+/// Brings the current secret to a machine that has the one of `age` before it; fails when it is not so.
+pub(crate) fn bring_news(
+    stream: &TcpStream,
+    identity: &Identity,
+    age: usize,
+    deadline: Instant,
+) -> Result<Key, Failure> {
+    let (mut timed, what) = (Timed { stream, deadline }, (Purpose::News, Suite::preferred()));
+    let (initiator, first) = Initiator::start_for(identity, what, age)?;
+    let second = timed.exchange_first(what, &first)?;
+    let (waiting, third) = initiator.bring_news(&second)?;
+    timed.write(&third)?;
+    let mut confirmation = [0; 18];
+    timed.read(&mut confirmation)?;
+    Ok(waiting.confirm(&confirmation)?.peer_key)
+}
+
+/// What a connection that was dialled by somebody else came for, and got.
+pub(crate) enum Served {
+    Linked(Box<Established>),
+    /// A member brought a new secret, or took one that it had missed.
+    News,
+    /// A machine asked whether it may pair (`false`), or proved that it knows the code.
+    Pairing(bool),
+}
+
+/// The handshake of the side that was dialled. Holds under 2 KiB of a stranger's.
 pub(crate) fn respond(
     stream: &TcpStream,
     identity: &Identity,
+    desk: Option<&PairingDesk>,
+    address: SocketAddr,
     deadline: Instant,
-) -> Result<Established, Failure> {
+) -> Result<Served, Failure> {
+    identity.refresh();
     let mut timed = Timed { stream, deadline };
     let mut asked: Preamble = [0; 6];
     timed.read(&mut asked)?;
-    let suite = match read_preamble(&asked) {
+    let (purpose, suite) = match read_preamble(&asked) {
         Err(failure @ HandshakeFailure::OtherVersion(_)) => {
             // Our version is no secret, and tells the user of the other node what to do.
-            timed.write(&preamble(Suite::preferred()))?;
+            timed.write(&preamble_of(Purpose::Link, Suite::preferred()))?;
             return Err(failure.into());
         }
         other => other?,
     };
+    if purpose == Purpose::Pair {
+        let desk = desk.ok_or(HandshakeFailure::Refused)?;
+        return meet::show(&mut timed, identity, desk, suite, address).map(Served::Pairing);
+    }
     let mut first = [0; 48];
     timed.read(&mut first)?;
-    let (responder, second) = Responder::answer(identity, suite, &first)?;
-    timed.write(&[preamble(suite).as_slice(), &second].concat())?;
+    let (responder, second) = Responder::answer_for(identity, (purpose, suite), &first)?;
+    timed.write(&[preamble_of(purpose, suite).as_slice(), &second].concat())?;
+    if purpose == Purpose::News {
+        let mut third = [0; THIRD_NEWS_BYTES];
+        timed.read(&mut third)?;
+        let (gift, established, confirmation) = responder.hear_news(&third)?;
+        return match identity.rotate(gift, &established.peer_key) {
+            Ok(true) => timed.write(&confirmation).map(|()| Served::News),
+            Ok(false) => Err(HandshakeFailure::Refused.into()),
+            Err(error) => Err(Failure::Us(error)),
+        };
+    }
     let mut third = [0; 80];
     timed.read(&mut third)?;
-    let (established, confirmation) = responder.finish(&third)?;
-    timed.write(&confirmation)?;
-    Ok(established)
+    match responder.finish(&third)? {
+        Finished::Member(established, confirmation) => {
+            timed.write(&confirmation)?;
+            Ok(Served::Linked(Box::new(established)))
+        }
+        Finished::Late(news) => timed.write(news.as_slice()).map(|()| Served::News),
+    }
 }
 
 /// A socket with one deadline over everything, not one per read: a peer that sends a byte a second must
 /// not hold a place for ever.
-struct Timed<'a> {
-    stream: &'a TcpStream,
-    deadline: Instant,
+pub(crate) struct Timed<'a> {
+    pub stream: &'a TcpStream,
+    pub deadline: Instant,
 }
 
 impl Timed<'_> {
+    /// Sends preamble and first message; the preamble that comes back must be the same.
+    fn exchange_first(&mut self, what: (Purpose, Suite), first: &First) -> Result<Second, Failure> {
+        self.write(&[preamble_of(what.0, what.1).as_slice(), first].concat())?;
+        self.expect_preamble(what)?;
+        let mut second = [0; 112];
+        self.read(&mut second)?;
+        Ok(second)
+    }
+
+    pub(crate) fn expect_preamble(&mut self, what: (Purpose, Suite)) -> Result<(), Failure> {
+        let mut reply: Preamble = [0; 6];
+        self.read(&mut reply)?;
+        if read_preamble(&reply)? == what { Ok(()) } else { Err(HandshakeFailure::NotSwarm.into()) }
+    }
+
     fn left(&self) -> Result<Duration, Failure> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() { Err(Failure::Io(ErrorKind::TimedOut.into())) } else { Ok(at_least_one_ms(left)) }
     }
 
-    fn read(&mut self, out: &mut [u8]) -> Result<(), Failure> {
+    pub(crate) fn read(&mut self, out: &mut [u8]) -> Result<(), Failure> {
         let mut had = 0;
         while let Some(rest) = out.get_mut(had..).filter(|rest| !rest.is_empty()) {
             self.stream.set_read_timeout(Some(self.left()?)).map_err(Failure::Io)?;
@@ -300,8 +402,8 @@ impl Timed<'_> {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        // Under 200 bytes on an idle socket fit its buffer, so this is one write in practice.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        // Under 1200 bytes on an idle socket fit its buffer, so this is one write in practice.
         self.stream.set_write_timeout(Some(self.left()?)).map_err(Failure::Io)?;
         (&*self.stream).write_all(bytes).map_err(Failure::Io)
     }
@@ -322,6 +424,7 @@ pub(crate) fn connect_halves(
     stream: Arc<TcpStream>,
     established: Established,
     address: SocketAddr,
+    identity: &Identity,
     settings: &LinkSettings,
 ) -> Result<Connection, LinkError> {
     let Established { keys, suite, peer_key, peer_instance, first_sent, first_received } = established;
@@ -340,6 +443,7 @@ pub(crate) fn connect_halves(
     let records = RecordReader::new(shared.clone(), keys, first_received, bytes_max);
     let mut receiver = Receiver { records, closed_here, stream: shared, idle_timeout: None };
     receiver.set_idle_timeout(settings.idle_timeout)?;
+    identity.watch(peer_key, closer.clone());
     let node = NodeId::of(&peer_key, peer_instance);
     let peer = PeerInfo { static_key: peer_key, instance: peer_instance, node, address };
     Ok(Connection { peer, suite, sender, receiver, closer })
@@ -353,7 +457,7 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn is_timeout(error: &io::Error) -> bool {
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 

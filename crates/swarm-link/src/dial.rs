@@ -7,15 +7,20 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::connection::{Connection, LinkSettings, connect_halves, initiate, prepare, system};
+use crate::connection::{
+    Connection, Dialled, Failure, LinkSettings, connect_halves, initiate, prepare, system,
+};
 use crate::error::{Blame, LinkError};
 use crate::identity::Identity;
+use crate::meet::{ask_member, tell_member};
 use crate::noise::Suite;
 
 /// How long one address may stay silent before the next is tried beside it.
 const STAGGER: Duration = Duration::from_millis(200);
 /// A peer has a handful of interfaces; more is somebody playing.
 const ADDRESSES_MAX: usize = 16;
+/// Handshakes of one call: each side may have missed one change of the secret.
+const ROUNDS: usize = 3;
 
 /// Connects to the first of `addresses` that answers and proves that it holds the swarm secret.
 ///
@@ -114,6 +119,7 @@ fn run(
     }
 }
 
+/// Authenticates. When the secret has changed and one side missed it, it is brought up to date on the way.
 fn shake_hands(
     stream: TcpStream,
     address: SocketAddr,
@@ -121,11 +127,55 @@ fn shake_hands(
     settings: &LinkSettings,
     deadline: Instant,
 ) -> Result<Connection, LinkError> {
-    prepare(&stream).map_err(system("setting up a socket"))?;
     let began = Instant::now();
-    let established = initiate(&stream, identity, Suite::preferred(), deadline)
-        .map_err(|failure| failure.explain(address, deadline.saturating_duration_since(began)))?;
-    connect_halves(Arc::new(stream), established, address, settings)
+    let explain = |failure: Failure| failure.explain(address, deadline.saturating_duration_since(began));
+    let mut stream = stream;
+    for _ in 0..ROUNDS {
+        prepare(&stream).map_err(system("setting up a socket"))?;
+        match initiate(&stream, identity, Suite::preferred(), deadline).map_err(explain)? {
+            Dialled::Linked(established) => {
+                return connect_halves(Arc::new(stream), *established, address, identity, settings);
+            }
+            Dialled::Estranged => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if tell_member(&[address], identity, left)?.is_none()
+                    && !ask_member(address, identity, deadline)?
+                {
+                    break;
+                }
+            }
+        }
+        stream = connect(address, deadline)?;
+    }
+    Err(LinkError::Refused { address })
+}
+
+fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream, LinkError> {
+    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    TcpStream::connect_timeout(&address, left)
+        .map_err(|error| LinkError::Unreachable { addresses: vec![address], why: error.to_string() })
+}
+
+/// A connection to the first of `addresses` that takes one, with nothing said yet.
+pub(crate) fn first_stream(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<(TcpStream, SocketAddr), LinkError> {
+    let addresses = addresses.get(..ADDRESSES_MAX).unwrap_or(addresses);
+    let mut last = LinkError::NoAddress;
+    for (index, address) in addresses.iter().enumerate() {
+        // Each has its share of the time that is left.
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = left / u32::try_from(addresses.len().saturating_sub(index)).unwrap_or(1).max(1);
+        match connect(*address, Instant::now() + share) {
+            Ok(stream) => {
+                prepare(&stream).map_err(system("setting up a socket"))?;
+                return Ok((stream, *address));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 struct Failures<'a> {

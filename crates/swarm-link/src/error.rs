@@ -84,6 +84,15 @@ pub enum IdentityError {
         #[source]
         source: SecretTextError,
     },
+    /// The list of members is not one.
+    #[error("{} is damaged; delete it and pair the other machines again", path.display())]
+    DamagedMembers {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A machine cannot be forgotten.
+    #[error(transparent)]
+    Forget(#[from] crate::members::ForgetError),
     /// The text to import is not a secret.
     #[error(transparent)]
     Text(#[from] SecretTextError),
@@ -130,7 +139,7 @@ pub enum LinkError {
     },
     /// The handshake failed: most likely another swarm secret.
     #[error(
-        "{address} belongs to another swarm, or something in between changed the handshake; to join its swarm, run `swarm-os secret export` there and `swarm-os secret import` here"
+        "{address} belongs to another swarm, or something in between changed the handshake; to bring the two together, run `swarm-os pair` on both, or copy the secret with `swarm-os secret export` there and `swarm-os secret import` here"
     )]
     Refused {
         /// The other end.
@@ -167,6 +176,13 @@ pub enum LinkError {
         address: SocketAddr,
         /// The deadline.
         waited_ms: u64,
+    },
+    /// The files of this node cannot be read or written.
+    #[error("this node's own files cannot be used")]
+    Identity {
+        /// Which, and why.
+        #[source]
+        source: Box<IdentityError>,
     },
     /// The address leads back to this very process.
     #[error("{address} is this node itself")]
@@ -281,7 +297,7 @@ impl LinkError {
             | Self::Tampered { .. }
             | Self::BadRecord { .. }
             | Self::MessageTooLong { .. } => Blame::Peer,
-            Self::NoMemory { .. } | Self::System { .. } => Blame::Us,
+            Self::NoMemory { .. } | Self::System { .. } | Self::Identity { .. } => Blame::Us,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Small private files, written so that no reader ever sees half of one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use zeroize::Zeroizing;
 
@@ -42,6 +43,50 @@ fn check_dir_mode(dir: &Path) -> Result<(), IdentityError> {
 #[cfg(not(unix))]
 fn check_dir_mode(_dir: &Path) -> Result<(), IdentityError> {
     Ok(())
+}
+
+/// Longest wait for another process of this user that writes the same files.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+const LOCK_EVERY: Duration = Duration::from_millis(5);
+
+/// Held while files of a folder are read and written together.
+pub(crate) struct FolderLock(File);
+
+impl FolderLock {
+    /// Waits for other processes of this user, 5 s at most.
+    pub(crate) fn take(dir: &Path) -> Result<Self, IdentityError> {
+        let path = dir.join("swarm.lock");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let failed = |source| IdentityError::Write { path: path.clone(), source };
+        let file = options.open(&path).map_err(failed)?;
+        let deadline = Instant::now() + LOCK_WITHIN;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self(file)),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    return Err(failed(ErrorKind::TimedOut.into()));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_EVERY),
+            }
+        }
+    }
+}
+
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing the file unlocks it as well.
+        let _ = self.0.unlock();
+    }
+}
+
+/// What changes when a file is written: its time and length, or nothing where there is no file.
+pub(crate) fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
 }
 
 /// Reads a private file of at most `bytes_max` bytes; `None` when there is none.

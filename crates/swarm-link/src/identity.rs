@@ -2,37 +2,61 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::SystemTime;
 
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use zeroize::Zeroizing;
 
+use crate::connection::Closer;
 use crate::error::IdentityError;
-use crate::files;
+use crate::files::{self, FolderLock};
 use crate::id::{InstanceId, NodeId};
+use crate::members::{Gift, Key, Membership, Peer};
 use crate::secret::{SwarmSecret, keyed_text, parse_keyed_text};
 
 const SECRET_FILE: &str = "swarm.secret";
 const KEY_FILE: &str = "node.key";
+const MEMBERS_FILE: &str = "swarm.members";
 const KEY_PREFIX: &str = "swarm-node-key-v1:";
-/// Both files are one line of under 100 bytes.
+/// Key and secret are one line of under 100 bytes.
 const FILE_BYTES_MAX: u64 = 1024;
+const MEMBERS_BYTES_MAX: u64 = 256 * 1024;
 
-/// A static X25519 key, the swarm secret, and this process's random instance id. Cheap to clone; a clone
-/// is the same node. Key and secret are wiped when the last clone is dropped.
+/// A static X25519 key, the swarm secret with the members known, and this process's random instance id. Cheap to
+/// clone; a clone is the same node. Key and secret are wiped when the last clone is dropped.
+///
+/// Secret and members are looked up for every handshake, so what another process of this user changes (pairing,
+/// forgetting, importing a secret) holds here without a restart.
 #[derive(Clone)]
 pub struct Identity(Arc<Inner>);
 
 struct Inner {
     private_key: Zeroizing<[u8; 32]>,
     public_key: [u8; 32],
-    secret: SwarmSecret,
     instance: InstanceId,
+    swarm: Arc<Swarm>,
 }
 
+/// What all nodes of one config folder share.
+struct Swarm {
+    /// `None`: kept in memory only.
+    dir: Option<PathBuf>,
+    state: RwLock<State>,
+    /// The links that are up, to be closed when the machine at the other end is forgotten.
+    links: Mutex<Vec<(Key, Closer)>>,
+}
+
+struct State {
+    members: Membership,
+    stamp: Stamp,
+}
+
+type Stamp = [Option<(SystemTime, u64)>; 2];
+
 impl Identity {
-    /// Reads the key and the secret in `dir`, making the folder (0700) and the files (0600) if they are
-    /// missing. Safe when several processes start at once: all end with the same key and secret.
+    /// Reads the key, the secret and the members in `dir`, making the folder (0700) and the files (0600) if they
+    /// are missing. Safe when several processes start at once: all end with the same key and secret.
     /// The instance id is new at every call, so one call per node.
     ///
     /// # Errors
@@ -40,6 +64,7 @@ impl Identity {
     /// users, or its content is not what this program wrote. A damaged file is never replaced by itself.
     pub fn load_or_create(dir: &Path) -> Result<Self, IdentityError> {
         files::create_private_dir(dir)?;
+        let _lock = FolderLock::take(dir)?;
         let key_path = dir.join(KEY_FILE);
         let key_text = read_or_create(&key_path, || {
             let mut key = Zeroizing::new([0; 32]);
@@ -49,11 +74,8 @@ impl Identity {
         let private_key = parse_keyed_text(KEY_PREFIX, &key_text)
             .map(Zeroizing::new)
             .map_err(|_| IdentityError::DamagedKey { path: key_path })?;
-        let secret_path = dir.join(SECRET_FILE);
-        let secret_text = read_or_create(&secret_path, || Ok(SwarmSecret::random()?.to_text()))?;
-        let secret = SwarmSecret::parse(&secret_text)
-            .map_err(|source| IdentityError::DamagedSecret { path: secret_path, source })?;
-        Self::assemble(private_key, secret)
+        let state = load(dir)?;
+        Self::assemble(private_key, Swarm::new(Some(dir.to_path_buf()), state))
     }
 
     /// A node that leaves no trace on disk: a new key in the swarm of `secret`.
@@ -63,13 +85,14 @@ impl Identity {
     pub fn ephemeral(secret: SwarmSecret) -> Result<Self, IdentityError> {
         let mut key = Zeroizing::new([0; 32]);
         getrandom::fill(key.as_mut()).map_err(IdentityError::Random)?;
-        Self::assemble(key, secret)
+        let state = State { members: Membership::new(secret, false), stamp: [None; 2] };
+        Self::assemble(key, Swarm::new(None, state))
     }
 
-    fn assemble(private_key: Zeroizing<[u8; 32]>, secret: SwarmSecret) -> Result<Self, IdentityError> {
+    fn assemble(private_key: Zeroizing<[u8; 32]>, swarm: Arc<Swarm>) -> Result<Self, IdentityError> {
         let public_key = public_key(&private_key)?;
         let instance = InstanceId::random()?;
-        Ok(Self(Arc::new(Inner { private_key, public_key, secret, instance })))
+        Ok(Self(Arc::new(Inner { private_key, public_key, instance, swarm })))
     }
 
     /// The same key and secret as another process: what a second node of this user has.
@@ -77,13 +100,86 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Random`] when the system gives no random bytes.
     pub fn another_instance(&self) -> Result<Self, IdentityError> {
-        Self::assemble(self.0.private_key.clone(), self.0.secret.clone())
+        Self::assemble(self.0.private_key.clone(), self.0.swarm.clone())
     }
 
     /// The text to give to `swarm-os secret import` on another computer. Whoever has it is in the swarm.
     #[must_use]
     pub fn export_secret(&self) -> Zeroizing<String> {
-        self.0.secret.to_text()
+        self.swarm().members.secret().to_text()
+    }
+
+    /// Notes that others may hold the secret from now on, so that a pairing does not replace it.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn settle(&self) -> Result<(), IdentityError> {
+        self.update(|members| {
+            members.settled = true;
+            Ok(())
+        })
+    }
+
+    /// Nobody else has this node's secret yet: it was neither paired nor given away.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.refresh();
+        !self.swarm().members.settled
+    }
+
+    /// The machines known, in the order in which they were met.
+    #[must_use]
+    pub fn peers(&self) -> Vec<Peer> {
+        self.refresh();
+        self.swarm().members.peers().to_vec()
+    }
+
+    /// Remembers the name of a machine that proved that it holds the secret.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn note_met(&self, key: &[u8; 32], name: &str) -> Result<(), IdentityError> {
+        if key == self.public_key() || !self.swarm().members.clone().note(*key, name, false) {
+            return Ok(());
+        }
+        self.update(|members| {
+            members.settled = true;
+            members.note(*key, name, false);
+            Ok(())
+        })
+    }
+
+    /// Forgets the machine of this name (or the start of its key as [`Peer::fingerprint`] gives it) and makes a new
+    /// secret for the rest. Links to it end. [`crate::tell_member`] brings the new secret to one that is there.
+    ///
+    /// # Errors
+    /// [`IdentityError::Forget`] when nobody or several are called so; a file that cannot be written.
+    pub fn forget(&self, name: &str) -> Result<Peer, IdentityError> {
+        let secret = SwarmSecret::random()?;
+        self.update(|members| Ok(members.forget(name, secret)?))
+    }
+
+    pub(crate) fn pin(&self, key: &Key, name: &str) -> Result<(), IdentityError> {
+        self.update(|members| {
+            members.note(*key, name, true);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn adopt(&self, gift: Gift, from: &Key, name: &str) -> Result<(), IdentityError> {
+        self.update(|members| {
+            members.adopt(gift, *from, name);
+            Ok(())
+        })
+    }
+
+    /// Takes a newer secret from a machine that may give one; whether it was taken.
+    pub(crate) fn rotate(&self, gift: Gift, from: &Key) -> Result<bool, IdentityError> {
+        let own = *self.public_key();
+        self.update(|members| {
+            let trusted = *from == own || members.is_paired(from);
+            Ok(trusted && !gift.forgotten.contains(&own) && members.rotate(gift))
+        })
     }
 
     /// The X25519 public key. Shared by all nodes that use one config folder.
@@ -108,8 +204,98 @@ impl Identity {
         &self.0.private_key
     }
 
-    pub(crate) fn psk(&self) -> Zeroizing<[u8; 32]> {
-        self.0.secret.psk()
+    /// Keys of handshakes, the current one first, then those of secrets of the past.
+    pub(crate) fn psks(&self) -> Vec<Zeroizing<[u8; 32]>> {
+        self.swarm().members.secrets().map(SwarmSecret::psk).collect()
+    }
+
+    pub(crate) fn gift(&self) -> Gift {
+        self.swarm().members.gift()
+    }
+
+    /// Whether this machine may be given a secret that it missed: the very same computer, or one that was paired.
+    pub(crate) fn may_have_secrets(&self, key: &Key) -> bool {
+        key == self.public_key() || self.swarm().members.is_paired(key)
+    }
+
+    pub(crate) fn is_forgotten(&self, key: &Key) -> bool {
+        self.swarm().members.is_forgotten(key)
+    }
+
+    pub(crate) fn swarm_tag(&self) -> [u8; 16] {
+        self.swarm().members.secret().tag()
+    }
+
+    /// Reads the files again if somebody wrote them. Files that cannot be read change nothing.
+    pub(crate) fn refresh(&self) {
+        let Some(dir) = &self.0.swarm.dir else { return };
+        if stamp(dir) == self.swarm().stamp {
+            return;
+        }
+        match FolderLock::take(dir).and_then(|_lock| load(dir)) {
+            Ok(state) => self.put(state),
+            Err(error) => tracing::warn!("the old swarm secret stays in use: {error}"),
+        }
+    }
+
+    /// Closes the link when this machine is forgotten, which may be now.
+    pub(crate) fn watch(&self, key: Key, closer: Closer) {
+        let mut links = self.links();
+        links.retain(|(_, closer)| closer.is_open());
+        links.push((key, closer));
+        drop(links);
+        self.close_forgotten();
+    }
+
+    fn close_forgotten(&self) {
+        let state = self.swarm();
+        self.links().retain(|(key, closer)| {
+            let out = state.members.is_forgotten(key);
+            if out {
+                closer.close();
+            }
+            !out
+        });
+    }
+
+    /// Changes the members, over what other processes wrote meanwhile.
+    fn update<T>(
+        &self,
+        change: impl FnOnce(&mut Membership) -> Result<T, IdentityError>,
+    ) -> Result<T, IdentityError> {
+        let Some(dir) = &self.0.swarm.dir else {
+            let mut members = self.swarm().members.clone();
+            let result = change(&mut members)?;
+            self.put(State { members, stamp: [None; 2] });
+            return Ok(result);
+        };
+        let lock = FolderLock::take(dir)?;
+        let mut state = load(dir)?;
+        let result = change(&mut state.members)?;
+        save(dir, &state.members)?;
+        state.stamp = stamp(dir);
+        drop(lock);
+        self.put(state);
+        Ok(result)
+    }
+
+    fn put(&self, state: State) {
+        *self.0.swarm.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        self.close_forgotten();
+    }
+
+    fn swarm(&self) -> RwLockReadGuard<'_, State> {
+        self.0.swarm.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn links(&self) -> MutexGuard<'_, Vec<(Key, Closer)>> {
+        self.0.swarm.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Swarm {
+    fn new(dir: Option<PathBuf>, state: State) -> Arc<Self> {
+        Arc::new(Self { dir, state: RwLock::new(state), links: Mutex::default() })
     }
 }
 
@@ -119,7 +305,7 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Makes `text` the swarm secret in `dir`. Nodes that run already keep the old one until they restart.
+/// Makes `text` the swarm secret in `dir`. Members of another swarm that were known are so no more.
 /// Returns where the old secret was kept, or `None` when there was none or it was the same.
 ///
 /// # Errors
@@ -128,19 +314,85 @@ impl fmt::Debug for Identity {
 pub fn import_secret(dir: &Path, text: &str) -> Result<Option<PathBuf>, IdentityError> {
     let secret = SwarmSecret::parse(text)?;
     files::create_private_dir(dir)?;
+    let _lock = FolderLock::take(dir)?;
     let path = dir.join(SECRET_FILE);
-    let text = line(&secret.to_text());
-    if files::create_new(&path, &text)? {
-        return Ok(None);
-    }
     // A damaged or open old file is replaced too: importing is how a user repairs it.
     let old = files::read_private(&path, FILE_BYTES_MAX).ok().flatten();
     if old.is_some_and(|old| SwarmSecret::parse(&old).is_ok_and(|old| old == secret)) {
         return Ok(None);
     }
-    let backup = files::back_up(&path)?;
-    files::replace(&path, &text)?;
-    Ok(Some(backup))
+    let backup = if path.exists() { Some(files::back_up(&path)?) } else { None };
+    save(dir, &Membership::new(secret, true))?;
+    Ok(backup)
+}
+
+/// Leaves the swarm: a new secret and a new key, nobody known. Nodes that run have to be started again. Returns
+/// where the old secret was kept, if there was one.
+///
+/// The key is new because the old one may be on the list of forgotten machines of others, who would refuse it for ever.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn leave_swarm(dir: &Path) -> Result<Option<PathBuf>, IdentityError> {
+    files::create_private_dir(dir)?;
+    let _lock = FolderLock::take(dir)?;
+    let path = dir.join(SECRET_FILE);
+    let backup = if path.exists() { Some(files::back_up(&path)?) } else { None };
+    let mut key = Zeroizing::new([0; 32]);
+    getrandom::fill(key.as_mut()).map_err(IdentityError::Random)?;
+    save(dir, &Membership::new(SwarmSecret::random()?, false))?;
+    files::replace(&dir.join(KEY_FILE), &line(&keyed_text(KEY_PREFIX, &key)))?;
+    Ok(backup)
+}
+
+/// Reads secret and members, made if they are missing. The folder must be locked.
+fn load(dir: &Path) -> Result<State, IdentityError> {
+    let (secret_path, members_path) = (dir.join(SECRET_FILE), dir.join(MEMBERS_FILE));
+    let secret = files::read_private(&secret_path, FILE_BYTES_MAX)?;
+    let members = files::read_private(&members_path, MEMBERS_BYTES_MAX)?;
+    let parse = |text: &str| {
+        SwarmSecret::parse(text)
+            .map_err(|source| IdentityError::DamagedSecret { path: secret_path.clone(), source })
+    };
+    let members = match (secret, members) {
+        (None, _) => {
+            let members = Membership::new(SwarmSecret::random()?, false);
+            save(dir, &members)?;
+            members
+        }
+        (Some(secret), None) => {
+            // It may have been given away before members were written down.
+            let members = Membership::new(parse(&secret)?, true);
+            save(dir, &members)?;
+            members
+        }
+        (Some(secret), Some(text)) => {
+            let secret = parse(&secret)?;
+            let members =
+                Membership::parse(&text).ok_or(IdentityError::DamagedMembers { path: members_path })?;
+            if *members.secret() == secret {
+                members
+            } else {
+                // The members are written first: an older secret of theirs is the trace of a change that was
+                // interrupted, another one was put there by hand.
+                let of_theirs = members.secrets().any(|old| *old == secret);
+                let members = if of_theirs { members } else { Membership::new(secret, true) };
+                save(dir, &members)?;
+                members
+            }
+        }
+    };
+    Ok(State { members, stamp: stamp(dir) })
+}
+
+/// The folder must be locked.
+fn save(dir: &Path, members: &Membership) -> Result<(), IdentityError> {
+    files::replace(&dir.join(MEMBERS_FILE), &members.to_text())?;
+    files::replace(&dir.join(SECRET_FILE), &line(&members.secret().to_text()))
+}
+
+fn stamp(dir: &Path) -> Stamp {
+    [files::stamp(&dir.join(SECRET_FILE)), files::stamp(&dir.join(MEMBERS_FILE))]
 }
 
 fn read_or_create(
@@ -195,7 +447,7 @@ mod tests {
         let instances: HashSet<_> = identities.iter().map(Identity::instance).collect();
         assert_eq!((keys.len(), secrets.len(), instances.len()), (1, 1, 16));
         let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names.len(), 2, "left behind: {names:?}");
+        assert_eq!(names.len(), 4, "left behind: {names:?}");
     }
 
     #[cfg(unix)]
@@ -207,7 +459,7 @@ mod tests {
         Identity::load_or_create(&dir).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
-        for name in [SECRET_FILE, KEY_FILE] {
+        for name in [SECRET_FILE, KEY_FILE, MEMBERS_FILE] {
             let path = dir.join(name);
             assert_eq!(mode(&path), 0o600);
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
@@ -270,5 +522,46 @@ mod tests {
         nine[0] = 9;
         let want = "422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079";
         assert_eq!(public_key(&nine).unwrap(), crate::id::parse_hex(want).unwrap());
+    }
+
+    #[test]
+    fn what_another_process_changes_holds_here_too() {
+        let home = tempfile::tempdir().unwrap();
+        let (here, there) = (home.path(), Identity::load_or_create(home.path()).unwrap());
+        let other = Identity::load_or_create(here).unwrap();
+        assert!(there.is_fresh());
+        other.pin(&[7; 32], "den").unwrap();
+        assert!(!there.is_fresh() && there.peers().len() == 1);
+        let before = there.export_secret();
+        assert_eq!(other.forget("den").unwrap().key, [7; 32]);
+        assert!(there.peers().is_empty() && there.is_forgotten(&[7; 32]));
+        assert_ne!(*before, *there.export_secret());
+        assert_eq!(there.psks().len(), 2);
+        // A secret put there by hand belongs to another swarm: nobody of the old one is known in it.
+        let secret = SwarmSecret::random().unwrap();
+        std::fs::write(here.join(SECRET_FILE), line(&secret.to_text())).unwrap();
+        assert!(!there.is_fresh() && there.psks().len() == 1);
+        assert_eq!(*there.export_secret(), *secret.to_text());
+        let key = *there.public_key();
+        assert!(leave_swarm(here).unwrap().is_some());
+        let left = Identity::load_or_create(here).unwrap();
+        assert!(left.is_fresh() && *left.public_key() != key);
+    }
+
+    #[test]
+    fn an_interrupted_change_of_the_secret_is_finished() {
+        let home = tempfile::tempdir().unwrap();
+        let node = Identity::load_or_create(home.path()).unwrap();
+        node.pin(&[7; 32], "den").unwrap();
+        let old = line(&node.export_secret());
+        node.forget("den").unwrap();
+        std::fs::write(home.path().join(SECRET_FILE), old).unwrap();
+        let again = Identity::load_or_create(home.path()).unwrap();
+        assert_eq!(*again.export_secret(), *node.export_secret());
+        assert!(again.is_forgotten(&[7; 32]));
+        let members = home.path().join(MEMBERS_FILE);
+        std::fs::write(&members, "{").unwrap();
+        let error = Identity::load_or_create(home.path()).unwrap_err();
+        assert!(matches!(error, IdentityError::DamagedMembers { .. }), "{error}");
     }
 }

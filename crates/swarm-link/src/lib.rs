@@ -23,6 +23,14 @@
 //! The initiator's six bytes are the Noise prologue, so a changed suite or version fails the handshake.
 //! The last record exists because without it an initiator with the wrong secret would not learn so.
 //!
+//! Two more kinds of handshake begin with the same six bytes, told apart by two bits of the suite:
+//!
+//! - **First meeting** ([`PairingDesk`], [`pair`]): two machines that share nothing but a short code, see `pairing.rs`.
+//! - **News** ([`tell_member`]): when a machine is forgotten the secret changes, and a member brings the new one to
+//!   another: the third message of a handshake under the old secret is 1145 bytes and holds it. A member that missed
+//!   the change and is refused asks for it with its old secret, and gets it in place of the last record. Both only
+//!   between machines that were paired by a code, and never to one that was forgotten.
+//!
 //! # What an observer may learn
 //!
 //! That Swarm-OS is spoken here, sizes and times. An active stranger who dials a node also learns its
@@ -32,8 +40,10 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod code;
 mod config;
 mod connection;
+mod desk;
 mod dial;
 mod discovery;
 mod error;
@@ -42,21 +52,28 @@ mod gate;
 mod id;
 mod identity;
 mod listener;
+mod meet;
+mod members;
 mod noise;
+mod pairing;
 mod record;
 mod remembered;
 mod secret;
 mod sightings;
 
 pub use address::{PeerAddressError, parse_peer};
+pub use code::{PairCode, PairCodeError};
 pub use config::ConfigDir;
 pub use connection::{Closer, Connection, LinkSettings, PeerInfo, Receiver, Sender};
+pub use desk::{CODE_TRIES, PairingDesk, PairingEvent};
 pub use dial::dial;
 pub use discovery::{Discovery, DiscoveryEvent, DiscoveryStats};
 pub use error::{Blame, IdentityError, LinkError};
 pub use id::{InstanceId, NodeId};
-pub use identity::{Identity, import_secret};
+pub use identity::{Identity, import_secret, leave_swarm};
 pub use listener::{Listener, ListenerStats, Refusal};
+pub use meet::{PairError, Paired, pair, shows_code, tell_member};
+pub use members::{FORGOTTEN_MAX, ForgetError, Peer};
 pub use noise::{PROTOCOL_VERSION, Suite};
 pub use remembered::Remembered;
 pub use secret::{SecretTextError, SwarmSecret};

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::connection::{Connection, LinkSettings, connect_halves, prepare, respond, system};
+use crate::connection::{Connection, LinkSettings, Served, connect_halves, prepare, respond, system};
+use crate::desk::PairingDesk;
 use crate::error::{Blame, LinkError};
 use crate::gate::{Gate, Outcome};
 use crate::identity::Identity;
@@ -106,6 +107,7 @@ impl Listener {
             waker,
             identity: identity.clone(),
             settings: settings.clone(),
+            desk: Mutex::new(None),
             connections: connection_sink,
             refusals: refusal_sink,
         });
@@ -131,6 +133,11 @@ impl Listener {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// From now on machines may pair by the code that `desk` shows; `None` ends that.
+    pub fn set_desk(&self, desk: Option<PairingDesk>) {
+        *self.shared.desk.lock().unwrap_or_else(PoisonError::into_inner) = desk;
     }
 
     /// Authenticated links, as they come. At most 64 wait; more are closed and counted as unfinished.
@@ -226,6 +233,7 @@ struct SharedState {
     waker: TcpListener,
     identity: Identity,
     settings: LinkSettings,
+    desk: Mutex<Option<PairingDesk>>,
     connections: Sender<Connection>,
     refusals: Sender<Refusal>,
 }
@@ -309,15 +317,34 @@ fn shake_hands(
     address: SocketAddr,
     shared: &SharedState,
     deadline: Instant,
-) -> Result<Connection, LinkError> {
+) -> Result<Came, LinkError> {
     prepare(&stream).map_err(system("setting up a socket"))?;
-    let established = respond(&stream, &shared.identity, deadline)
+    let desk = shared.desk.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let served = respond(&stream, &shared.identity, desk.as_ref(), address, deadline)
         .map_err(|failure| failure.explain(address, shared.settings.handshake_timeout))?;
-    connect_halves(stream, established, address, &shared.settings)
+    match served {
+        Served::Linked(established) => {
+            connect_halves(stream, *established, address, &shared.identity, &shared.settings)
+                .map(|connection| Came::ToStay(Box::new(connection)))
+        }
+        Served::News | Served::Pairing(true) => Ok(Came::AndWent { proved: true }),
+        Served::Pairing(false) => Ok(Came::AndWent { proved: false }),
+    }
 }
 
-fn settle(result: Result<Connection, LinkError>, ticket: u64, address: SocketAddr, shared: &SharedState) {
+/// Who got through the door.
+enum Came {
+    ToStay(Box<Connection>),
+    /// With its business done. `proved`: it knew a secret.
+    AndWent {
+        proved: bool,
+    },
+}
+
+fn settle(result: Result<Came, LinkError>, ticket: u64, address: SocketAddr, shared: &SharedState) {
     let outcome = match &result {
+        // A question anybody may ask must not clear an address of its wrong guesses.
+        Ok(Came::AndWent { proved: false }) => Outcome::Unfinished,
         Ok(_) => Outcome::Authenticated,
         Err(error) if error.blame() == Blame::Peer => Outcome::Failed,
         Err(_) => Outcome::Unfinished,
@@ -325,8 +352,9 @@ fn settle(result: Result<Connection, LinkError>, ticket: u64, address: SocketAdd
     // Before the link is handed over, so that the place is free by the time anyone can see it.
     shared.gate().leave(ticket, address.ip(), outcome, Instant::now());
     match result {
-        Ok(connection) if !shared.stopped.load(Ordering::Acquire) => {
-            let counter = match shared.connections.try_send(connection) {
+        Ok(Came::AndWent { .. }) => {}
+        Ok(Came::ToStay(connection)) if !shared.stopped.load(Ordering::Acquire) => {
+            let counter = match shared.connections.try_send(*connection) {
                 Ok(()) => &shared.counters.authenticated,
                 Err(_) => {
                     tracing::warn!("closed a link from {address}: {CONNECTIONS_MAX} others wait to be taken");

@@ -33,6 +33,19 @@ impl SwarmSecret {
         Self(bytes)
     }
 
+    pub(crate) const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// Tells two secrets apart inside an encrypted channel. Says nothing useful about 256 random bits.
+    pub(crate) fn tag(&self) -> [u8; 16] {
+        let mut tag = [0; 16];
+        let mut hasher = blake3::Hasher::new_derive_key("swarm-os 1 swarm tag");
+        hasher.update(&self.0);
+        hasher.finalize_xof().fill(&mut tag);
+        tag
+    }
+
     /// The text a person copies to another computer: prefix, eight groups of eight hex digits, and a
     /// group of four that catches a mistyped one. 92 characters.
     #[must_use]

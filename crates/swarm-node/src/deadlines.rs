@@ -54,6 +54,8 @@ deadlines! {
     LINK_BULK = 300;
     /// Passes of a probe of this node's speed go on for so long, and for three passes at least.
     PROBE = 250;
+    /// Between two looks of a worker at what other processes of this user did to the list of machines.
+    MEMBERS_LOOK = 1_000;
     /// News of a worker that loads its layers; then it counts as lost.
     LOADING_SILENT = 120_000;
     /// The end of the stage before, whose memory is needed; then the order is refused.

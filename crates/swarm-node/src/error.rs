@@ -22,6 +22,11 @@ pub enum NodeError {
     Place(#[source] Box<swarm_ring::PlaceError>),
     #[error("{0}")]
     NoWorkers(String),
+    #[error(
+        "only workers that are not paired with this computer were found ({}); type the code that one of them shows with --join CODE, or set SWARM_OS_JOIN",
+        showing.iter().flatten().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    Unpaired { showing: Vec<Vec<std::net::SocketAddr>> },
     #[error("{node} speaks protocol {theirs}, this node {ours}; update the older one")]
     Protocol { node: String, theirs: u32, ours: u32 },
     #[error("{node} computes by numeric contract {theirs}, this node by {ours}; update the older one")]
@@ -72,7 +77,11 @@ impl NodeError {
     pub fn blame(&self) -> Blame {
         match self {
             Self::Refused { blame, .. } => *blame,
-            Self::Link(_) | Self::Lost { .. } | Self::NoWorkers(_) | Self::Stopped(_) => Blame::Link,
+            Self::Link(_)
+            | Self::Lost { .. }
+            | Self::NoWorkers(_)
+            | Self::Unpaired { .. }
+            | Self::Stopped(_) => Blame::Link,
             Self::Protocol { .. } | Self::Numerics { .. } | Self::BadPeer { .. } => Blame::Peer,
             Self::System { .. } | Self::Identity(_) | Self::Bug(_) => Blame::Us,
             _ => Blame::Caller,

@@ -22,6 +22,7 @@ mod local;
 mod lookout;
 pub mod machine;
 mod measure;
+pub mod pairing;
 mod perplexity;
 mod profile;
 mod room;

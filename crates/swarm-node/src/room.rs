@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use swarm_link::{
     Closer, Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, LinkSettings, PeerFound, Remembered,
-    dial,
+    dial, shows_code,
 };
 use swarm_ring::ClockOffset;
 use swarm_wire::{Control, Hello, NextHop, NodeId, Ping, Role};
@@ -29,6 +29,9 @@ const UNANSWERED_MAX: u32 = (DEAD.as_millis() / HEARTBEAT.as_millis()) as u32;
 const UNANSWERED_SUSPECT: u32 = (SUSPECT.as_millis() / HEARTBEAT.as_millis()) as u32;
 /// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
 const NOTES_MAX: usize = 256;
+/// Said of a worker that shows a code while others are there already.
+const UNPAIRED: &str =
+    "it is not paired with this computer; `swarm-os pair --join CODE` with the code that it shows";
 
 /// Whom to look for, and for how long.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +46,8 @@ pub struct WorkerSearch {
     pub at_most: usize,
     /// How long to look.
     pub within: Duration,
+    /// Finding only workers that show a pairing code is [`NodeError::Unpaired`], so that somebody can type it.
+    pub pairing: bool,
 }
 
 /// What the search reports while it goes on.
@@ -273,7 +278,15 @@ pub(crate) fn gather(
     if search.at_most > 0 && (search.discover || !search.peers.is_empty()) {
         // A worker that is not pinged takes its coordinator for dead, and others may be looked for much longer.
         start_pings(circle.clone(), stopped)?;
-        room.members = Search::new(search, identity, own, circle, tell).run(state_dir);
+        let mut search_now = Search::new(search, identity, own, circle, tell);
+        room.members = search_now.run(state_dir);
+        let showing = std::mem::take(&mut search_now.showing);
+        if search.pairing && room.members.len() < search.at_least.max(1) && !showing.is_empty() {
+            return Err(NodeError::Unpaired { showing });
+        }
+        for addresses in showing.iter().filter_map(|addresses| addresses.first()) {
+            tell(SearchEvent::Unusable { address: addresses.to_string(), why: UNPAIRED.into() });
+        }
     }
     if room.members.len() < search.at_least {
         return Err(NodeError::NoWorkers(nobody(room.members.len(), search)));
@@ -289,8 +302,8 @@ fn nobody(found: usize, search: &WorkerSearch) -> String {
     };
     format!(
         "{start}; check that `swarm-os worker` runs on the other computer, that both are on the same network, that \
-         its firewall lets the port it prints and UDP 5353 through, that both have the same swarm secret \
-         (`swarm-os secret export` there, `swarm-os secret import` here); where multicast is blocked, use --peer HOST:PORT"
+         its firewall lets the port it prints and UDP 5353 through, that both are paired or have the \
+         same swarm secret (`swarm-os pair` there and here); where multicast is blocked, use --peer HOST:PORT"
     )
 }
 
@@ -319,6 +332,9 @@ struct Search<'a> {
     tried: Vec<Vec<SocketAddr>>,
     /// Where workers were once: that nobody is there any more is no news.
     remembered: Vec<SocketAddr>,
+    /// Workers that show a pairing code, each once.
+    showing: Vec<Vec<SocketAddr>>,
+    showing_instances: Vec<InstanceId>,
     pending: usize,
 }
 
@@ -331,10 +347,23 @@ impl<'a> Search<'a> {
         tell: &'a dyn Fn(SearchEvent),
     ) -> Self {
         let (candidates, tried, remembered) = (unbounded(), Vec::new(), Vec::new());
-        Self { search, identity, own, circle, tell, candidates, tried, remembered, pending: 0 }
+        let (showing, showing_instances) = (Vec::new(), Vec::new());
+        Self {
+            search,
+            identity,
+            own,
+            circle,
+            tell,
+            candidates,
+            tried,
+            remembered,
+            showing,
+            showing_instances,
+            pending: 0,
+        }
     }
 
-    fn run(mut self, state_dir: Option<&std::path::Path>) -> Vec<Member> {
+    fn run(&mut self, state_dir: Option<&std::path::Path>) -> Vec<Member> {
         let deadline = Instant::now() + self.search.within;
         (self.tell)(SearchEvent::Searching { within: self.search.within });
         for addresses in self.search.peers.clone() {
@@ -378,6 +407,9 @@ impl<'a> Search<'a> {
                     self.pending -= 1;
                     if let Err((peer, error)) = &answer {
                         self.missed(peer, error, discovery.as_ref());
+                        if self.shows_code(peer, error) && members.is_empty() && self.search.pairing {
+                            until = until.min(Instant::now() + SETTLE);
+                        }
                     }
                     if let Some(member) = self.take(answer, &members) {
                         if let Some(remembered) = &mut remembered && let Some(&address) = member.addresses.first() {
@@ -425,6 +457,21 @@ impl<'a> Search<'a> {
         }
     }
 
+    /// Notes a worker that shows a code, once however many addresses it has; whether it is one.
+    fn shows_code(&mut self, peer: &Peer, error: &NodeError) -> bool {
+        if !matches!(error, NodeError::Unpaired { .. }) {
+            return false;
+        }
+        // A code that is typed at one machine twice costs two of its tries.
+        let same = peer.instance.is_some_and(|instance| self.showing_instances.contains(&instance));
+        let shared = |list: &Vec<SocketAddr>| list.iter().any(|address| peer.addresses.contains(address));
+        if !same && !self.showing.iter().any(shared) {
+            self.showing_instances.extend(peer.instance);
+            self.showing.push(peer.addresses.clone());
+        }
+        true
+    }
+
     fn is_remembered(&self, peer: &Peer) -> bool {
         matches!(peer.addresses[..], [only] if self.remembered.contains(&only))
     }
@@ -436,6 +483,8 @@ impl<'a> Search<'a> {
             Err((peer, error)) if own_address(&error) || unreachable(&error) && self.is_remembered(&peer) => {
                 return None;
             }
+            // Told at the end, when it is known whether there are others.
+            Err((_, NodeError::Unpaired { .. })) => return None,
             Err((peer, error)) => {
                 let address = peer.addresses.first().map(ToString::to_string).unwrap_or_default();
                 (self.tell)(SearchEvent::Unusable { address, why: error.chain() });
@@ -476,7 +525,12 @@ pub(crate) fn greet(
     identity: &Identity,
     own: &Hello,
 ) -> Result<(Member, ControlReceiver), NodeError> {
-    let connection = dial(addresses, identity, &LinkSettings::default(), WELCOME)?;
+    let connection = match dial(addresses, identity, &LinkSettings::default(), WELCOME) {
+        Err(LinkError::Refused { address }) if shows_code(&[address], WELCOME).unwrap_or(false) => {
+            return Err(NodeError::Unpaired { showing: vec![addresses.to_vec()] });
+        }
+        other => other?,
+    };
     let (peer, control, mut receiver, closer) = control::split(connection);
     let unknown = peer.address.to_string();
     let lost = |error: &dyn std::error::Error| NodeError::Lost { node: unknown.clone(), what: chain(error) };
@@ -490,6 +544,8 @@ pub(crate) fn greet(
         _ => return Err(NodeError::BadPeer { node: unknown, what: "it did not say welcome".into() }),
     };
     control::check_hello(&peer, &hello)?;
+    // A name that cannot be written down is asked for at the next meeting.
+    let _ = identity.note_met(&peer.static_key, &hello.name);
     // The address that answered first, then the others the node announced.
     let mut known = vec![peer.address];
     known.extend(addresses.iter().copied().filter(|address| *address != peer.address));

@@ -33,6 +33,8 @@ pub struct WorkerConfig {
     pub port: u16,
     /// Listen on loopback only and announce nothing: a worker of one command on this computer.
     pub local_only: bool,
+    /// Show a pairing code while this computer knows no other.
+    pub show_code: bool,
     /// The model to serve; by default whatever a coordinator names, if it is here.
     pub model: Option<PathBuf>,
     /// Compute threads; all cores by default.
@@ -53,6 +55,7 @@ impl Default for WorkerConfig {
             name: machine::host_name(),
             port: 0,
             local_only: false,
+            show_code: false,
             model: None,
             threads: None,
             cores: None,
@@ -72,6 +75,8 @@ pub enum WorkerEvent {
     DiscoveryUnavailable { why: String },
     /// Somebody without the swarm secret, or no node at all, tried to connect.
     Stranger { why: String },
+    /// A code to show, and what becomes of it.
+    Pairing(swarm_link::PairingEvent),
     /// A coordinator has come.
     Joined { coordinator: String },
     /// What happens to the stage.
@@ -94,12 +99,12 @@ pub(crate) struct Shared {
     pub config: WorkerConfig,
     pub identity: Identity,
     pub observer: WorkerObserver,
-    listener: Listener,
+    pub(crate) listener: Listener,
     slot: Mutex<Option<Slot>>,
     /// Closes when the last stage that was begun has ended, which is later than its slot is free.
     pub last_stage: Mutex<Option<Receiver<()>>>,
     connections: Mutex<Connections>,
-    stopped: Receiver<()>,
+    pub(crate) stopped: Receiver<()>,
     stop: Mutex<Option<Sender<()>>>,
 }
 
@@ -168,6 +173,9 @@ impl Worker {
         });
         let accepting = shared.clone();
         spawn("worker", move || accept(&accepting))?;
+        if !shared.config.local_only {
+            crate::pairing::watch(shared.clone())?;
+        }
         (shared.observer)(WorkerEvent::Waiting { port });
         Ok(Self { shared, port, _discovery: discovery })
     }
@@ -307,6 +315,8 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     if sender.send(&Control::Welcome(welcome)).is_err() {
         return;
     }
+    // A name that cannot be written down is asked for at the next meeting.
+    let _ = shared.identity.note_met(&peer.static_key, &hello.name);
     let Some(owner) = enrol(shared, &sender, &closer) else { return };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);

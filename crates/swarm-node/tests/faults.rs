@@ -36,6 +36,7 @@ fn at(addresses: &[std::net::SocketAddr]) -> WorkerSearch {
         at_least: addresses.len(),
         at_most: addresses.len(),
         within: Duration::from_secs(8),
+        ..WorkerSearch::default()
     }
 }
 

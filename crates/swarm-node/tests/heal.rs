@@ -140,6 +140,7 @@ fn a_stage_that_gives_up_is_given_another_one() {
         at_least: 1,
         at_most: 1,
         within: SOON,
+        ..WorkerSearch::default()
     };
     let engine = Engine::start(&config(&model.path, search), &identity, &|_| {}).unwrap();
     // It says that its stage cannot go on, and stays: the next placement has it again, with the next epoch.

@@ -19,6 +19,7 @@ Exit codes:
 Environment:
   SWARM_OS_HOME     folder of this node's identity and secret
   SWARM_OS_MODELS   folder of models
+  SWARM_OS_JOIN     pairing code, as --join
   SWARM_OS_LOG      what to log on standard error: error, warn, info, debug
   SWARM_OS_KERNELS  the instructions to compute with, for example scalar, avx2, avx512, neon";
 
@@ -65,9 +66,63 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// List the models on this computer
     Models(ModelsArgs),
+    /// Bring two computers together: show a code, or type the one that the other shows
+    Pair(PairArgs),
+    /// List the computers that belong to this swarm
+    Peers(PeersArgs),
+    /// Take a computer out of this swarm; the others get a new secret
+    Forget(ForgetArgs),
     /// Copy the swarm's secret to another computer
     #[command(subcommand)]
     Secret(SecretCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct PairArgs {
+    /// The code that the other computer shows [default: show one here]
+    #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true)]
+    pub join: Option<String>,
+    /// Address of the computer that shows the code, where discovery does not reach it; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
+    /// What people call this computer [default: its own name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Port to listen on while a code is shown, 0 for any
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// How long to show a code or to look for one [default: 600 and 30]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub wait: Option<u32>,
+    /// One JSON event per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PeersArgs {
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("whom").required(true).args(["name", "all"]))]
+pub struct ForgetArgs {
+    /// A name, or a key where names collide, as `swarm-os peers` lists them
+    pub name: Option<String>,
+    /// Everybody: leave the swarm with a new secret and a new key
+    #[arg(long, conflicts_with = "peer")]
+    pub all: bool,
+    /// Address of another computer to tell, where discovery does not reach it; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
+    /// How long to look for the others, who are told the new secret [default: 5]
+    #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub wait: Option<u32>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -82,6 +137,9 @@ pub struct WorkerArgs {
     /// Serve this model only: a folder, a .gguf file, a preset or a repository id [default: any that is here]
     #[arg(long)]
     pub model: Option<String>,
+    /// Join the computer that shows this code before anything else
+    #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true, conflicts_with = "local")]
+    pub join: Option<String>,
     #[command(flatten)]
     pub compute: ComputeArgs,
     /// A running counter instead of a line per step
@@ -367,6 +425,9 @@ pub struct RingArgs {
     /// Address of a worker, where discovery does not reach it; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Vec<String>,
+    /// The code that an unpaired worker shows [default: asked for, on a terminal]
+    #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true)]
+    pub join: Option<String>,
     /// Fewer workers than this are an error
     #[arg(long, value_name = "N", value_parser = count())]
     pub workers: Option<usize>,

@@ -100,6 +100,7 @@ impl From<swarm_link::IdentityError> for Failure {
         match error {
             // What somebody typed, not what this node holds.
             swarm_link::IdentityError::Text(wrong) => Self::usage(wrong.to_string()),
+            swarm_link::IdentityError::Forget(wrong) => Self::usage(wrong.to_string()),
             error => NodeError::from(error).into(),
         }
     }

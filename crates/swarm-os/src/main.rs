@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod failure;
 mod interrupt;
+mod pairing;
 mod present;
 mod settings;
 mod start;
@@ -44,6 +45,9 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Bench(args) => commands::bench::bench(args),
         Command::Perplexity(args) => commands::perplexity::perplexity(args),
         Command::Models(args) => commands::models::models(args),
+        Command::Pair(args) => commands::pair::pair(args),
+        Command::Peers(args) => commands::peers::peers(args),
+        Command::Forget(args) => commands::peers::forget(args),
         Command::Secret(command) => commands::secret::secret(command),
     }
 }

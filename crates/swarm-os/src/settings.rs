@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use swarm_kernels::KvType;
-use swarm_link::{ConfigDir, Identity, parse_peer};
+use swarm_link::{ConfigDir, Identity, PairCode, parse_peer};
 use swarm_node::{
     EngineConfig, Message, NodeError, Objective, Prompt, Request, Sampling, Split, WorkerSearch, machine,
 };
@@ -33,6 +33,8 @@ pub struct Start {
     pub config: EngineConfig,
     pub identity: Identity,
     pub local: Option<LocalRing>,
+    /// The code of a worker that is not paired yet.
+    pub join: Option<PairCode>,
 }
 
 /// The nodes that are started on this computer.
@@ -122,7 +124,9 @@ impl Start {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
         config.cut = cut;
-        Ok(Self { config, identity, local })
+        let join = ring.join.as_deref().map(PairCode::parse).transpose();
+        let join = join.map_err(|error| Failure::usage(format!("--join: {error}")))?;
+        Ok(Self { config, identity, local, join })
     }
 
     /// The same model on this computer alone, with all its cores.
@@ -139,7 +143,7 @@ impl Start {
         }
         // Another instance: two engines of one process must not be taken for one node.
         let identity = self.identity.another_instance()?;
-        Ok(Self { config, identity, local: None })
+        Ok(Self { config, identity, local: None, join: None })
     }
 }
 
@@ -262,10 +266,12 @@ fn worker_search(
         at_least,
         at_most: if anywhere { usize::MAX } else { 0 },
         within: Duration::from_secs(u64::from(wait)),
+        pairing: false,
     })
 }
 
-fn peer_addresses(peer: &str) -> Result<Vec<SocketAddr>, Failure> {
+/// The addresses behind one `--peer`.
+pub fn peer_addresses(peer: &str) -> Result<Vec<SocketAddr>, Failure> {
     parse_peer(peer, LOOK_UP)
         .map_err(|error| Failure::usage(format!("--peer: {}", swarm_node::chain(&error))))
 }

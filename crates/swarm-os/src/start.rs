@@ -5,6 +5,7 @@ use std::thread;
 use swarm_node::{Engine, LocalWorkers, NodeError, Plan, machine};
 
 use crate::failure::{Code, Failure};
+use crate::pairing;
 use crate::present::progress::Progress;
 use crate::settings::{LocalRing, Start, node_name};
 
@@ -23,7 +24,10 @@ impl Start {
     /// Starts workers and engine.
     pub fn go(mut self, progress: &Progress) -> Result<Running, Failure> {
         let workers = self.prepare()?;
-        let engine = Engine::start(&self.config, &self.identity, &|event| progress.event(event))?;
+        let (identity, join) = (self.identity.clone(), self.join.clone());
+        let engine = pairing::meanwhile(&mut self.config, &identity, join.as_ref(), |config| {
+            Engine::start(config, &identity, &|event| progress.event(event))
+        })?;
         progress.clear();
         Ok(Running { engine, workers })
     }
@@ -31,7 +35,10 @@ impl Start {
     /// Places the layers without loading them.
     pub fn plan(mut self, progress: &Progress) -> Result<Plan, Failure> {
         let _workers = self.prepare()?;
-        Ok(swarm_node::plan(&self.config, &self.identity, &|event| progress.event(event))?)
+        let (identity, join) = (self.identity.clone(), self.join.clone());
+        pairing::meanwhile(&mut self.config, &identity, join.as_ref(), |config| {
+            swarm_node::plan(config, &identity, &|event| progress.event(event))
+        })
     }
 
     /// The cores this node will be pinned to.

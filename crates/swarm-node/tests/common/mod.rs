@@ -64,6 +64,7 @@ impl Room {
             at_least: self.workers.len(),
             at_most: self.workers.len(),
             within: Duration::from_secs(10),
+            ..WorkerSearch::default()
         }
     }
 }

@@ -4,6 +4,8 @@ pub mod bench;
 pub mod chat;
 pub mod demo;
 pub mod models;
+pub mod pair;
+pub mod peers;
 pub mod perplexity;
 pub mod plan;
 pub mod run;

@@ -9,6 +9,8 @@ pub fn secret(command: &SecretCommand) -> Result<(), Failure> {
     match command {
         SecretCommand::Export => {
             let (_, identity) = settings::identity()?;
+            // Somebody else will have it: a pairing must not replace it.
+            identity.settle()?;
             Ok(text::say(&identity.export_secret())?)
         }
         SecretCommand::Import { secret } => {
@@ -22,7 +24,7 @@ pub fn secret(command: &SecretCommand) -> Result<(), Failure> {
                 }
                 None => text::note("the secret is in place"),
             }
-            text::note("nodes that run already keep the old secret until they are started again");
+            text::note("nodes that run use it from the next connection on");
             Ok(())
         }
     }

@@ -3,23 +3,34 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use serde_json::json;
-use swarm_link::Identity;
+use swarm_link::{Identity, PairCode};
+use swarm_node::pairing::{find_showing, pair_with_any};
 use swarm_node::{NodeError, Worker, WorkerConfig, machine, memory_offered};
 
+use super::pair::pair_failure;
 use crate::args::{WorkerArgs, absolute_model};
 use crate::failure::Failure;
 use crate::interrupt::{self, Repeat};
-use crate::present::text;
 use crate::present::worker::{Voice, WorkerView};
+use crate::present::{pairing, text};
 use crate::settings;
 use crate::start::read_bandwidth;
+
+/// How long `--join` looks for the computer that shows the code.
+const JOIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves until Ctrl-C; with `--local`, until standard input closes.
 pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     let config = config(args)?;
     let (_, identity) = settings::identity()?;
+    if let Some(code) = &args.join
+        && identity.is_fresh()
+    {
+        join(code, &identity, &config.name)?;
+    }
     let voice = match (args.json, args.quiet) {
         (true, _) => Voice::Json,
         (false, true) => Voice::Counter,
@@ -48,6 +59,15 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Types the code that another computer shows.
+fn join(code: &str, identity: &Identity, name: &str) -> Result<(), Failure> {
+    let code = PairCode::parse(code).map_err(|error| Failure::usage(format!("--join: {error}")))?;
+    let showing = find_showing(identity, &[], true, JOIN_WITHIN)?;
+    let paired = pair_with_any(&showing, identity, &code, name).map_err(pair_failure)?;
+    text::note(&pairing::paired(&paired.name, paired.joined));
+    Ok(())
+}
+
 fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
     let model = match &args.model {
         Some(model) => {
@@ -61,6 +81,7 @@ fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
         name: args.name.clone().unwrap_or_else(machine::host_name),
         port: args.port,
         local_only: args.local,
+        show_code: !args.local,
         model,
         threads: args.compute.threads,
         cores: settings::cores(&args.compute)?,

@@ -8,6 +8,7 @@ use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use swarm_node::{StageEvent, StepDone, WorkerEvent};
 
+use super::pairing;
 use super::progress::bytes_bar;
 use super::text::{bytes, line};
 
@@ -153,6 +154,7 @@ impl State {
                 line(why)
             ),
             WorkerEvent::Stranger { why } => format!("a stranger was turned away: {}", line(why)),
+            WorkerEvent::Pairing(event) => pairing::words(event),
             WorkerEvent::Joined { coordinator } => format!("joined {}", line(coordinator)),
             WorkerEvent::Left { coordinator, why } => {
                 let left = format!("left {}: {}", line(coordinator), line(why));
@@ -181,6 +183,7 @@ impl State {
                 json!({"event": "discovery_unavailable", "why": why})
             }
             WorkerEvent::Stranger { why } => json!({"event": "stranger", "why": why}),
+            WorkerEvent::Pairing(event) => pairing::object(event),
             WorkerEvent::Joined { coordinator } => json!({"event": "joined", "coordinator": coordinator}),
             WorkerEvent::Left { coordinator, why } => {
                 json!({"event": "left", "coordinator": coordinator, "why": why})

@@ -15,9 +15,8 @@ fn help_of_the_whole() {
 
 #[test]
 fn help_of_every_command() {
-    for command in
-        ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "models", "secret"]
-    {
+    let commands = ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "models"];
+    for command in commands.into_iter().chain(["pair", "peers", "forget", "secret"]) {
         insta::assert_snapshot!(command, help(&[command, "--help"]));
     }
 }

@@ -7,6 +7,7 @@ mod discovery;
 mod faults;
 mod help;
 mod lossy;
+mod pairing;
 mod perplexity;
 mod plan;
 mod real_model;
