@@ -317,7 +317,11 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     }
     // A name that cannot be written down is asked for at the next meeting.
     let _ = shared.identity.note_met(&peer.static_key, &hello.name);
-    let Some(owner) = enrol(shared, &sender, &closer) else { return };
+    let Some(owner) = enrol(shared, &sender, &closer) else {
+        // Stopped just after the welcome: this coordinator was not among those that were told.
+        let _ = sender.send(&Control::Bye);
+        return;
+    };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
     lock(&shared.connections).coordinators.remove(&owner);
