@@ -11,6 +11,8 @@ use crate::{KvError, families::FamilyError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
+    #[error("loading was given up: the stage is not wanted any more")]
+    Aborted,
     #[error("layers {}..{} are not a stage of a model of {num_layers} layers", layers.start, layers.end)]
     Layers { layers: Range<usize>, num_layers: usize },
     #[error("a context of {context} positions was asked for, but the model was made for 1 to {max}")]

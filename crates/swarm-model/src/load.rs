@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::vec::IntoIter;
@@ -59,7 +60,7 @@ pub(crate) fn load(
     for room in &mut rooms {
         room.cut(checkpoint, &mut slices);
     }
-    fill(checkpoint, slices, options.threads, bytes_total, progress)?;
+    fill(checkpoint, slices, options, bytes_total, progress)?;
     Parts { checkpoint, rooms: rooms.into_iter().map(|room| (room.info.name.as_str(), room)).collect() }
         .assemble(&layers)
 }
@@ -68,17 +69,18 @@ pub(crate) fn load(
 fn fill(
     checkpoint: &Checkpoint,
     slices: Vec<Slice<'_>>,
-    threads: usize,
+    options: &LoadOptions,
     bytes_total: u64,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(), LoadError> {
-    let threads = threads.clamp(1, slices.len().max(1));
+    let threads = options.threads.clamp(1, slices.len().max(1));
+    let abort = options.abort.as_deref();
     let queue = Mutex::new(slices.into_iter());
     let (events, received) = channel();
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let (events, queue) = (events.clone(), &queue);
-            scope.spawn(move || work(checkpoint, queue, &events));
+            scope.spawn(move || work(checkpoint, queue, abort, &events));
         }
         drop(events); // so that the last thread to end ends the loop
         let mut done = LoadProgress { bytes_done: 0, bytes_total };
@@ -100,12 +102,16 @@ fn fill(
 fn work(
     checkpoint: &Checkpoint,
     queue: &Mutex<IntoIter<Slice<'_>>>,
+    abort: Option<&AtomicBool>,
     events: &Sender<Result<u64, LoadError>>,
 ) {
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let mut window = Window::default();
     while let Some(slice) = next() {
-        let done = slice.fill(checkpoint, &mut window);
+        let done = match abort {
+            Some(abort) if abort.load(Ordering::Relaxed) => Err(LoadError::Aborted),
+            _ => slice.fill(checkpoint, &mut window),
+        };
         if done.is_err() {
             // The others stop after their slice.
             queue.lock().unwrap_or_else(PoisonError::into_inner).by_ref().for_each(drop);

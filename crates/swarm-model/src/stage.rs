@@ -2,6 +2,8 @@
 //! and head on the tail.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use swarm_kernels::{Job, KvType, Matrix, Pool, dequantize, matmul, rms_norm};
 use swarm_weights::{Checkpoint, ModelConfig, TensorRows};
@@ -26,6 +28,8 @@ pub struct LoadOptions {
     /// Hold quantized and 16-bit matrices as f32: the reference that quantized arithmetic is held against. Takes four
     /// bytes a weight.
     pub dequantized: bool,
+    /// Loading ends with [`LoadError::Aborted`] soon after somebody sets this, before the next tensor is read.
+    pub abort: Option<Arc<AtomicBool>>,
 }
 
 /// How far loading has come, in bytes of the file.

@@ -10,7 +10,7 @@ use swarm_testkit::toy::{self, GgufType, Storage};
 use swarm_weights::Checkpoint;
 
 fn scored(checkpoint: &Checkpoint, context: usize, dequantized: bool, threads: usize, ids: &[u32]) -> Score {
-    let options = LoadOptions { context: Some(context), dequantized, threads };
+    let options = LoadOptions { context: Some(context), dequantized, threads, ..Default::default() };
     let layers = 0..checkpoint.config().num_hidden_layers;
     let stage = Stage::load(checkpoint, layers, &options, &mut |_| {}).unwrap();
     let kv = KvPool::new(stage.kv_layout(KvType::F16), 1 << 28);

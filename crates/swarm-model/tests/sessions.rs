@@ -217,6 +217,22 @@ fn large_tensors_are_read_in_slices() {
 }
 
 #[test]
+fn loading_ends_when_the_stage_is_not_wanted_any_more() {
+    let opened = open_hf(&toy::spec("llama"), Storage::F32);
+    let abort = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let load = || {
+        let options = LoadOptions { threads: 2, abort: Some(abort.clone()), ..Default::default() };
+        let mut tensors = 0;
+        let loaded = Stage::load(&opened.checkpoint, 0..4, &options, &mut |_| tensors += 1);
+        (loaded.err(), tensors)
+    };
+    assert!(matches!(load(), (None, 1..)));
+    abort.store(true, std::sync::atomic::Ordering::Relaxed);
+    // Not a tensor is read from then on.
+    assert!(matches!(load(), (Some(LoadError::Aborted), 0)));
+}
+
+#[test]
 fn what_cannot_be_loaded_is_refused_by_name() {
     let opened = open_hf(&toy::spec("llama"), Storage::F32);
     let try_load = |layers, context| {

@@ -4,6 +4,7 @@
 //! here are only hands and a clock.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
@@ -20,14 +21,18 @@ use swarm_wire::{
 use crate::clock::now_us;
 use crate::deadlines::{EXPLANATION, GRACE, IDLE};
 use crate::error::{NodeError, chain};
+use crate::outbox::Outbox;
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
 use crate::stage_loop::{Inbound, Inbox};
+use crate::watch::{LapTrace, Meter, TRACE_LAPS_MAX};
 
 /// What the engine's callers ask of the compute thread.
 pub(crate) enum Command {
     Open {
         request: Box<SessionRequest>,
+        /// Keep the times of its laps.
+        trace: bool,
         events: Sender<SessionNews>,
         reply: Sender<Result<SessionId, OpenError>>,
     },
@@ -65,11 +70,13 @@ pub struct SessionTelemetry {
     pub prompt_bytes: u64,
     /// Every lap's hops were measured with known clock offsets.
     pub hops_measured: bool,
+    /// The laps themselves, where a trace was asked for.
+    pub laps: Vec<LapTrace>,
 }
 
 /// The ring beyond the first stage, where there is one.
 pub(crate) struct Ring {
-    pub next: swarm_link::Sender,
+    pub next: Outbox,
     /// Tokens from the tail.
     pub inbox: Inbox,
 }
@@ -84,6 +91,7 @@ struct Departed {
 struct Owner {
     events: Sender<SessionNews>,
     telemetry: SessionTelemetry,
+    trace: bool,
 }
 
 pub(crate) struct Coordinator {
@@ -97,12 +105,17 @@ pub(crate) struct Coordinator {
     pub layers: Vec<std::ops::Range<usize>>,
     /// Why the ring is down, for those who ask later.
     pub fault: std::sync::Arc<std::sync::Mutex<Option<String>>>,
+    /// What others may read while this works.
+    pub meter: std::sync::Arc<Meter>,
+    pub kv_bytes: std::sync::Arc<AtomicU64>,
     down: bool,
     owners: BTreeMap<SessionId, Owner>,
     departed: VecDeque<Departed>,
     plan: StepPlan,
     out: Vec<u8>,
     lap: LapTimes,
+    /// When the last answer was here, if no step has followed it yet.
+    answered_us: Option<u64>,
 }
 
 /// What outlives the compute thread: whom to place the layers on next, and the numbers that must not start anew.
@@ -135,12 +148,15 @@ impl Coordinator {
             commands,
             layers: Vec::new(),
             fault: std::sync::Arc::default(),
+            meter: std::sync::Arc::default(),
+            kv_bytes: std::sync::Arc::default(),
             down: false,
             owners: BTreeMap::new(),
             departed: VecDeque::new(),
             plan: StepPlan::default(),
             out: Vec::new(),
             lap: LapTimes::default(),
+            answered_us: None,
         }
     }
 
@@ -207,7 +223,7 @@ impl Coordinator {
 
     fn command(&mut self, command: Command) -> Flow {
         match command {
-            Command::Open { request, events, reply } => self.admit(*request, events, &reply),
+            Command::Open { request, trace, events, reply } => self.admit(*request, trace, events, &reply),
             Command::Cancel(session) => {
                 self.scheduler.cancel(session);
             }
@@ -250,13 +266,14 @@ impl Coordinator {
     fn admit(
         &mut self,
         request: SessionRequest,
+        trace: bool,
         events: Sender<SessionNews>,
         reply: &Sender<Result<SessionId, OpenError>>,
     ) {
         let opened = self.scheduler.open(request);
         if let Ok(session) = &opened {
             let telemetry = SessionTelemetry { hops_measured: true, ..SessionTelemetry::default() };
-            self.owners.insert(*session, Owner { events, telemetry });
+            self.owners.insert(*session, Owner { events, telemetry, trace });
         }
         // A caller that has gone again cancels by dropping its end.
         let _ = reply.send(opened);
@@ -282,12 +299,12 @@ impl Coordinator {
     /// Sends the encoded frame to the next stage, if there is one, and gives the bytes it took.
     fn send_out(&mut self) -> Result<u64, NodeError> {
         let Some(ring) = &mut self.ring else { return Ok(0) };
-        ring.next.send(&[&self.out]).map(|bytes| bytes as u64).map_err(|error| self.link_ended(0, &error))
+        ring.next.send(&self.out).map(|bytes| bytes as u64).map_err(|error| self.link_ended(0, &error))
     }
 
     /// One step of the first stage: embed, layers, and on to the next stage (or, alone, the head and the sampler).
     fn step(&mut self, head: FrameHead) -> Result<(), NodeError> {
-        let received_us = now_us();
+        let received_us = self.began_us();
         let sessions: Vec<SessionId> = self.plan.segments.iter().map(|segment| segment.session).collect();
         for session in &sessions {
             if let Some(owner) = self.owners.get_mut(session)
@@ -320,6 +337,14 @@ impl Coordinator {
         self.departed.push_back(departed);
         self.plan.segments = segments;
         Ok(())
+    }
+
+    /// Where a lap of the coordinator begins: a token that waits for nothing but its predecessor begins when that one
+    /// was here, so that laps follow each other without a gap; everything else begins now.
+    fn began_us(&mut self) -> u64 {
+        let answered = self.answered_us.take();
+        let follows = !self.plan.prefill && self.scheduler.frames_in_flight() == 1;
+        answered.filter(|_| follows).unwrap_or_else(now_us)
     }
 
     fn fail_sessions(&mut self, failures: Vec<Failure>) {
@@ -368,23 +393,45 @@ impl Coordinator {
         arrived_us: u64,
         bytes_in: u64,
     ) -> Result<(), NodeError> {
+        self.answered_us = Some(arrived_us);
         if head.epoch == self.scheduler.epoch()
             && let Some(departed) = self.departed.pop_front()
         {
-            self.measure(&departed, trail, arrived_us, bytes_in);
+            self.measure(&departed, head.lap, trail, arrived_us, bytes_in);
         }
         self.scheduler
             .lap_arrived(now_us(), head, items)
             .map_err(|error| NodeError::BadPeer { node: "the tail".into(), what: error.to_string() })
     }
 
-    fn measure(&mut self, departed: &Departed, trail: &[StageTime], arrived_us: u64, bytes_in: u64) {
+    fn measure(
+        &mut self,
+        departed: &Departed,
+        lap: u64,
+        trail: &[StageTime],
+        arrived_us: u64,
+        bytes_in: u64,
+    ) {
         let mut offsets = vec![Some(0)];
         offsets.extend(self.room.members.iter().map(|member| member.offset_us()));
         self.lap.read(trail, &offsets, arrived_us);
+        if !departed.prefill {
+            self.meter.lap(&self.lap);
+        }
+        self.kv_bytes.store(self.runner.kv_bytes() as u64, Ordering::Relaxed);
         for session in &departed.sessions {
             let Some(owner) = self.owners.get_mut(session) else { continue };
             let telemetry = &mut owner.telemetry;
+            if owner.trace && telemetry.laps.len() < TRACE_LAPS_MAX {
+                let (trail, offsets_us) = (trail.to_vec(), offsets.clone());
+                telemetry.laps.push(LapTrace {
+                    lap,
+                    prefill: departed.prefill,
+                    trail,
+                    offsets_us,
+                    arrived_us,
+                });
+            }
             telemetry.hops_measured &= self.lap.hops_measured;
             if departed.prefill {
                 let _ = owner.events.send(SessionNews::Alive);
@@ -400,16 +447,18 @@ impl Coordinator {
     /// Tells the sessions' owners what happened. An owner that no longer listens cancels its session.
     fn deliver(&mut self) {
         let at_us = now_us();
+        self.meter.sessions(self.scheduler.sessions());
         while let Some(event) = self.scheduler.next_event() {
             match event {
                 Event::Token { session, token, logits_hash, .. } => {
+                    self.meter.token(at_us);
                     let Some(owner) = self.owners.get(&session) else { continue };
                     if owner.events.send(SessionNews::Token { token, logits_hash, at_us }).is_err() {
                         self.scheduler.cancel(session);
                     }
                 }
                 Event::Finished { session, reason, .. } => {
-                    if let Some(Owner { events, telemetry }) = self.owners.remove(&session) {
+                    if let Some(Owner { events, telemetry, .. }) = self.owners.remove(&session) {
                         let _ = events.send(SessionNews::Finished { reason, telemetry: Box::new(telemetry) });
                     }
                 }

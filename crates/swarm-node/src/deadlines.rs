@@ -32,7 +32,7 @@ deadlines! {
     SUSPECT = 1_000;
     /// A member that left heartbeats unanswered for so long is dead: its links are closed, the answer ends with an error.
     DEAD = 3_000;
-    /// A frame whose receipt the next node does not acknowledge: the link is closed, the answer ends with an error.
+    /// A batch that the next node does not acknowledge, a second more for each 64 kB on the way; then the link is closed and the answer ends with an error.
     ACKNOWLEDGE = 3_000;
     /// The pings of a coordinator; without one a worker takes it for gone and frees its stage.
     COORDINATOR_SILENT = 8_000;

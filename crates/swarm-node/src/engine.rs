@@ -1,6 +1,7 @@
 //! The engine: everything above this room sees a model that answers, and nothing of how it is spread.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crossbeam_channel::{bounded, unbounded};
@@ -17,6 +18,7 @@ use crate::generation::{Answering, Generation, Prompt, Request};
 use crate::heal::Live;
 use crate::room::{SearchEvent, WorkerSearch};
 use crate::setup;
+use crate::watch::{EngineWatch, Meter};
 
 /// How an engine is started.
 #[derive(Clone, Debug)]
@@ -141,7 +143,7 @@ pub enum NodeState {
 pub struct Engine {
     model: Arc<Model>,
     live: Mutex<Live>,
-    info: RwLock<Arc<Info>>,
+    info: Arc<RwLock<Arc<Info>>>,
 }
 
 /// What never changes, whoever holds which layers.
@@ -162,9 +164,26 @@ pub(crate) struct Info {
     pub nodes: Vec<NodeReport>,
     pub pulses: Vec<Arc<crate::room::Pulse>>,
     pub fault: Arc<Mutex<Option<String>>>,
+    pub meter: Arc<Meter>,
+    /// KV rows of this node in use.
+    pub kv_bytes: Arc<AtomicU64>,
 }
 
 impl Info {
+    /// The nodes as they stand now.
+    pub fn reports(&self) -> Vec<NodeReport> {
+        let mut nodes = self.nodes.clone();
+        for (node, pulse) in nodes.iter_mut().skip(1).zip(&self.pulses) {
+            node.round_trip_us = lock(&pulse.clock).round_trip_us();
+            node.state = match (pulse.is_lost(), pulse.is_suspect()) {
+                (true, _) => NodeState::Lost,
+                (false, true) => NodeState::Suspect,
+                (false, false) => NodeState::Up,
+            };
+        }
+        nodes
+    }
+
     pub fn fault(&self) -> Option<String> {
         lock(&self.fault).clone()
     }
@@ -194,7 +213,7 @@ impl Engine {
             context,
         });
         let (live, info) = Live::start(&model, observer)?;
-        Ok(Self { model, live: Mutex::new(live), info: RwLock::new(info) })
+        Ok(Self { model, live: Mutex::new(live), info: Arc::new(RwLock::new(info)) })
     }
 
     /// Places the layers anew where that is called for: a node was lost, or one that was lost is back and nobody is
@@ -233,7 +252,10 @@ impl Engine {
         let (events, news) = unbounded();
         let (reply, answer) = bounded(1);
         let stopped = || NodeError::Stopped(info.fault().unwrap_or_else(|| "it was shut down".into()));
-        commands.send(Command::Open { request: Box::new(session), events, reply }).map_err(|_| stopped())?;
+        let trace = request.trace;
+        commands
+            .send(Command::Open { request: Box::new(session), trace, events, reply })
+            .map_err(|_| stopped())?;
         let session = match answer.recv_timeout(ADMISSION).map_err(|_| stopped())? {
             Ok(session) => session,
             Err(swarm_ring::OpenError::RingDown) => return Err(stopped()),
@@ -291,17 +313,12 @@ impl Engine {
 
     /// The nodes of the ring, coordinator first.
     pub fn nodes(&self) -> Vec<NodeReport> {
-        let info = self.now();
-        let mut nodes = info.nodes.clone();
-        for (node, pulse) in nodes.iter_mut().skip(1).zip(&info.pulses) {
-            node.round_trip_us = lock(&pulse.clock).round_trip_us();
-            node.state = match (pulse.is_lost(), pulse.is_suspect()) {
-                (true, _) => NodeState::Lost,
-                (false, true) => NodeState::Suspect,
-                (false, false) => NodeState::Up,
-            };
-        }
-        nodes
+        self.now().reports()
+    }
+
+    /// A look at the engine for another thread.
+    pub fn watch(&self) -> EngineWatch {
+        EngineWatch { model: self.model.clone(), info: self.info.clone() }
     }
 
     /// Why the ring is down; `None` while it is up.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use swarm_ring::{FinishReason, SessionRequest};
+use swarm_ring::{FinishReason, Percentiles, SessionRequest};
 use swarm_text::{ChatTemplate, Detokenizer, EncodeOptions, Message, RenderOptions, StopStrings, Tokenizer};
 use swarm_wire::{Sampling, SessionId};
 
@@ -57,6 +57,8 @@ pub struct Request {
     pub logits_hash: bool,
     /// Go on after an end token (benchmarks).
     pub ignore_end: bool,
+    /// Keep the times of every lap, for a trace.
+    pub trace: bool,
 }
 
 impl Request {
@@ -69,6 +71,7 @@ impl Request {
             stop: Vec::new(),
             logits_hash: false,
             ignore_end: false,
+            trace: false,
         }
     }
 
@@ -124,6 +127,8 @@ pub struct Outcome {
     pub prefill_us: Option<u64>,
     /// From the first token to the last.
     pub decode_us: Option<u64>,
+    /// Between two tokens, as they were handed out.
+    pub token_us: Percentiles,
     /// BLAKE3 over the digests of all logits rows, when asked for.
     pub logits_hash: Option<[u8; 32]>,
     pub telemetry: SessionTelemetry,
@@ -199,6 +204,7 @@ impl Generation {
             ttft_us: None,
             prefill_us: None,
             decode_us: None,
+            token_us: Percentiles::default(),
             logits_hash: None,
             telemetry: SessionTelemetry::default(),
         };
@@ -245,6 +251,9 @@ impl Generation {
     }
 
     fn token(&mut self, token: u32, logits_hash: Option<[u8; 32]>, at_us: u64) -> Piece {
+        if self.first_us.is_some() {
+            self.outcome.token_us.add(at_us.saturating_sub(self.last_us));
+        }
         self.first_us.get_or_insert(at_us);
         self.last_us = at_us;
         self.outcome.token_ids.push(token);

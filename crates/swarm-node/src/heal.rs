@@ -195,12 +195,16 @@ impl Live {
             pulses: room.members.iter().map(|member| member.pulse.clone()).collect(),
             fault: Arc::new(Mutex::new(None)),
             plan,
+            meter: Arc::default(),
+            kv_bytes: Arc::default(),
             nodes,
         });
         let (commands, inbox) = unbounded();
         let mut coordinator = Coordinator::new(runner, scheduler, limits, ring, room, inbox);
         coordinator.layers = info.nodes.iter().map(|node| node.layers.clone()).collect();
         coordinator.fault = info.fault.clone();
+        coordinator.meter = info.meter.clone();
+        coordinator.kv_bytes = info.kv_bytes.clone();
         let cores = model.config.cores.clone();
         let body = move || {
             crate::machine::pin_caller(cores.as_deref());

@@ -47,7 +47,7 @@ pub fn score_text(
     }
     let threads = config.threads.unwrap_or_else(machine::cores);
     let layers = 0..model.config().num_hidden_layers;
-    let options = LoadOptions { context: Some(context), threads, dequantized };
+    let options = LoadOptions { context: Some(context), threads, dequantized, abort: None };
     let loading = &mut |LoadProgress { bytes_done, bytes_total }| {
         observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total });
     };

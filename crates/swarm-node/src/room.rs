@@ -4,7 +4,7 @@
 //! connection; a thread of its own reads it, and one thread pings all of them four times a second.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ use swarm_link::{
     dial, shows_code,
 };
 use swarm_ring::ClockOffset;
-use swarm_wire::{Control, Hello, NextHop, NodeId, Ping, Role};
+use swarm_wire::{Control, Hello, NextHop, NodeId, Ping, Role, Stats};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlReceiver, ControlSender};
 use crate::deadlines::{DEAD, HEARTBEAT, SETTLE, SUSPECT, WELCOME};
 use crate::error::{NodeError, chain};
+use crate::outbox::OnSilence;
 use crate::worker::spawn;
 
 /// A member that leaves so many heartbeats in a row without an answer is dead. Pings are counted and not time, so
@@ -27,6 +28,8 @@ use crate::worker::spawn;
 const UNANSWERED_MAX: u32 = (DEAD.as_millis() / HEARTBEAT.as_millis()) as u32;
 /// One that leaves so many is suspected.
 const UNANSWERED_SUSPECT: u32 = (SUSPECT.as_millis() / HEARTBEAT.as_millis()) as u32;
+/// Every so many heartbeats a member is asked what its stage counted.
+const STATS_EVERY: u64 = 4;
 /// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
 const NOTES_MAX: usize = 256;
 /// Said of a worker that shows a code while others are there already.
@@ -83,6 +86,9 @@ pub(crate) struct Pulse {
     lost: AtomicBool,
     /// The ring's links end with this member.
     in_ring: AtomicBool,
+    /// What its stage counted, as it said last; and the question that is open.
+    pub stats: Mutex<Option<Stats>>,
+    asked: AtomicU64,
 }
 
 impl Pulse {
@@ -173,6 +179,16 @@ impl Room {
     /// Ends the ring's data links; the members stay.
     pub fn close_data_links(&self) {
         self.circle.close_data_links();
+    }
+
+    /// What to do when `member` does not acknowledge what it is sent: it is lost.
+    pub fn on_silence(&self, member: &Member) -> OnSilence {
+        let (circle, pulse, node) = (self.circle.clone(), member.pulse.clone(), member.id());
+        let closer = member.closer.clone();
+        Box::new(move |why| {
+            circle.lose(node, &pulse, format!("it {why}"));
+            closer.close();
+        })
     }
 
     /// Lets go of members that are lost, and gives them; what the others said of an earlier placement is forgotten.
@@ -572,6 +588,12 @@ pub(crate) fn follow(
                     pulse.unanswered.store(0, Ordering::Relaxed);
                     lock(&pulse.clock).add(pong.sent_us, pong.node_us, now_us());
                 }
+                // The answer to the question that is open; nobody else reads it.
+                Ok(Control::Stats(stats))
+                    if stats.id > 0 && pulse.asked.swap(0, Ordering::Relaxed) == stats.id =>
+                {
+                    *lock(&pulse.stats) = Some(stats);
+                }
                 // The next one says more, and nobody reads while this node loads its own layers.
                 Ok(Control::Loading(_)) if circle.notes.len() > NOTES_MAX / 2 => {}
                 Ok(_) if circle.notes.len() > NOTES_MAX => {
@@ -606,6 +628,10 @@ fn start_pings(circle: Arc<Circle>, stopped: Receiver<()>) -> Result<(), NodeErr
                 }
                 // A link that is broken is reported by its reading thread.
                 let _ = member.control.send(&Control::Ping(Ping { id, sent_us: now_us() }));
+                if id.is_multiple_of(STATS_EVERY) {
+                    member.pulse.asked.store(id, Ordering::Relaxed);
+                    let _ = member.control.send(&Control::StatsRequest { id });
+                }
             }
             match stopped.recv_timeout(HEARTBEAT) {
                 Err(crossbeam_channel::RecvTimeoutError::Timeout) => {}

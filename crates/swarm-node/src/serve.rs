@@ -1,7 +1,7 @@
 //! One stage of a worker, from the order to the last frame.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,9 +18,11 @@ use crate::control::{self, ControlSender};
 use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN};
 use crate::error::NodeError;
 use crate::machine;
+use crate::outbox::Outbox;
 use crate::runner::StageRunner;
-use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, receive_frames};
+use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, Upstream, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, find_model, load, meter};
+use crate::watch::StageStatus;
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 
 /// What happens to a worker's stage.
@@ -28,8 +30,15 @@ use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 pub enum StageEvent {
     /// Weights are being read.
     Loading { layers: std::ops::Range<usize>, layers_total: usize, bytes_done: u64, bytes_total: u64 },
-    /// The stage is part of a ring.
-    Running { layers: std::ops::Range<usize>, layers_total: usize, weight_bytes: u64, tail: bool },
+    /// The stage is part of a ring. `held_bytes_max` is what it and the coordinator's sessions can make this node hold:
+    /// weights, KV rows, buffers and frames, by the limits of the order. An order for more was refused.
+    Running {
+        layers: std::ops::Range<usize>,
+        layers_total: usize,
+        weight_bytes: u64,
+        held_bytes_max: u64,
+        tail: bool,
+    },
     /// A frame was served. `text` is what the sampled tokens say, on the tail; a stranger's text, not yet escaped.
     Step { done: StepDone, layers: std::ops::Range<usize>, text: Vec<String> },
     /// The stage has ended, and why.
@@ -39,6 +48,7 @@ pub enum StageEvent {
 /// A stage in the making or at work. Dropping it ends it.
 pub(crate) struct StageHandle {
     epoch: Epoch,
+    layers: std::ops::Range<usize>,
     links: Sender<DataLink>,
     begin: Sender<()>,
     joined: Mutex<Vec<DataKind>>,
@@ -49,6 +59,8 @@ pub(crate) struct StageHandle {
 #[derive(Default)]
 struct Closers {
     closed: bool,
+    /// Set with `closed`: a stage that is still being loaded stops.
+    abort: Arc<AtomicBool>,
     links: Vec<Closer>,
 }
 
@@ -60,6 +72,16 @@ impl Closers {
             closer.close();
         }
         closers.links.push(closer);
+    }
+}
+
+impl Closers {
+    /// Ends all links, and those to come.
+    fn close(closers: &Mutex<Self>) {
+        let mut closers = closers.lock().unwrap_or_else(PoisonError::into_inner);
+        closers.closed = true;
+        closers.abort.store(true, Ordering::Relaxed);
+        closers.links.drain(..).for_each(|closer| closer.close());
     }
 }
 
@@ -77,7 +99,7 @@ impl StageHandle {
         let before = shared.last_stage.lock().unwrap_or_else(PoisonError::into_inner).replace(ended);
         let closers = Arc::new(Mutex::new(Closers::default()));
         let counters = Arc::new(StageCounters::default());
-        let epoch = order.epoch;
+        let (epoch, layers) = (order.epoch, order.layers.into());
         let body = StageBody {
             shared: shared.clone(),
             control,
@@ -90,7 +112,7 @@ impl StageHandle {
             counters: counters.clone(),
         };
         spawn("stage", move || body.run(&coordinator))?;
-        Ok(Self { epoch, links, begin, joined: Mutex::default(), closers, counters })
+        Ok(Self { epoch, layers, links, begin, joined: Mutex::default(), closers, counters })
     }
 
     /// Gives the stage a data connection, one of each kind; a second one is closed.
@@ -109,6 +131,22 @@ impl StageHandle {
     /// All stages are loaded: the next one may be dialled.
     pub fn start(&self) {
         let _ = self.begin.try_send(());
+    }
+
+    /// What the stage shows of itself.
+    pub fn status(&self) -> StageStatus {
+        let stats = self.stats(0);
+        StageStatus {
+            layers: [self.layers.start, self.layers.end],
+            epoch: self.epoch.0,
+            sessions: stats.sessions,
+            frames: stats.frames,
+            tokens: stats.tokens,
+            frames_stale: stats.frames_stale,
+            kv_bytes: stats.kv_bytes,
+            bytes_in: stats.bytes_in,
+            bytes_out: stats.bytes_out,
+        }
     }
 
     /// What the stage has counted.
@@ -132,9 +170,7 @@ impl StageHandle {
 
 impl Drop for StageHandle {
     fn drop(&mut self) {
-        let mut closers = self.closers.lock().unwrap_or_else(PoisonError::into_inner);
-        closers.closed = true;
-        closers.links.drain(..).for_each(|closer| closer.close());
+        Closers::close(&self.closers);
     }
 }
 
@@ -169,11 +205,17 @@ impl StageBody {
             }
             _ => "the ring was taken down".to_owned(),
         };
+        // Threads that read receipts hold its links as well.
+        Closers::close(&self.closers);
         self.tell(StageEvent::Ended { why });
     }
 
     fn torn_down(&self) -> bool {
         self.closers.lock().unwrap_or_else(PoisonError::into_inner).closed
+    }
+
+    fn abort(&self) -> Arc<AtomicBool> {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).abort.clone()
     }
 
     /// Waits until the stage before this one has given its memory back: both might not fit.
@@ -196,7 +238,7 @@ impl StageBody {
     /// Load, connect, then frames until the ring ends.
     fn serve(&self) -> Result<(), NodeError> {
         self.await_turn()?;
-        let (runner, tokenizer) = self.load()?;
+        let (runner, tokenizer, held_bytes_max) = self.load()?;
         let weight_bytes = runner.stage().weight_bytes() as u64;
         self.say(&Control::Ready(Ready {
             epoch: self.order.epoch,
@@ -207,7 +249,8 @@ impl StageBody {
         let inbox = receive_frames(upstream, &self.order.limits)?;
         self.say(&Control::Started { epoch: self.order.epoch })?;
         let (layers, layers_total) = (self.layers(), self.order.layers_total as usize);
-        self.tell(StageEvent::Running { layers, layers_total, weight_bytes, tail: self.order.tail });
+        let tail = self.order.tail;
+        self.tell(StageEvent::Running { layers, layers_total, weight_bytes, held_bytes_max, tail });
         let observer = |done: StepDone| {
             let text = done.sampled.iter().map(|&id| token_text(tokenizer.as_ref(), id)).collect();
             self.tell(StageEvent::Step { done, layers: self.layers(), text });
@@ -239,7 +282,8 @@ impl StageBody {
         })
     }
 
-    fn load(&self) -> Result<(StageRunner, Option<Tokenizer>), NodeError> {
+    /// The stage, on the tail its tokenizer, and the bytes that all of it may come to.
+    fn load(&self) -> Result<(StageRunner, Option<Tokenizer>, u64), NodeError> {
         let (order, config) = (&self.order, &self.shared.config);
         if order.numerics != swarm_kernels::NUMERICS {
             let (theirs, ours) =
@@ -278,7 +322,7 @@ impl StageBody {
         // A coordinator may ask for fewer threads than this worker has, not for more.
         let own = config.threads.unwrap_or_else(machine::cores);
         let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
-        let stage = load(&checkpoint, &stage_order, threads, &mut progress)?;
+        let stage = load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut progress)?;
         let meter = meter(&checkpoint, &stage_order, threads, config.profile_dir.as_deref());
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());
@@ -287,6 +331,7 @@ impl StageBody {
             StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max)
                 .with_meter(meter),
             tokenizer,
+            need.weights.saturating_add(need.buffers).saturating_add(kv_bytes),
         ))
     }
 
@@ -307,12 +352,13 @@ impl StageBody {
 
     /// Waits for the upstream (and on the tail for the coordinator's connection), and dials the next stage when told
     /// to: by then it is loaded, so it takes us at once.
-    fn connect(&self) -> Result<(swarm_link::Receiver, Downstream), NodeError> {
+    fn connect(&self) -> Result<(Upstream, Downstream), NodeError> {
         let deadline = Instant::now() + ASSEMBLY;
         let (mut upstream, mut downstream) = (None, None);
         if let Some(next) = &self.order.next {
             self.started.recv_deadline(deadline).map_err(|_| assembly("the order to start"))?;
-            downstream = Some(Downstream::Next(self.dial(next)?));
+            let link = self.dial(next)?;
+            downstream = Some(Downstream::Next(self.outbox(link, "the next stage")?));
         }
         loop {
             (upstream, downstream) = match (upstream, downstream) {
@@ -320,10 +366,11 @@ impl StageBody {
                 part => part,
             };
             match self.incoming.recv_deadline(deadline) {
-                Ok((DataKind::Hidden, link)) if upstream.is_none() => upstream = Some(link.receiver),
+                Ok((DataKind::Hidden, link)) if upstream.is_none() => {
+                    upstream = Some(Upstream { receiver: link.receiver, receipts: link.sender });
+                }
                 Ok((DataKind::Tokens, link)) if self.order.tail && downstream.is_none() => {
-                    downstream =
-                        Some(Downstream::Coordinator(limit_sender(link.sender, &self.order.limits)?));
+                    downstream = Some(Downstream::Coordinator(self.outbox(link, "the coordinator")?));
                 }
                 Ok(_) => return Err(assembly("connections of its own kind, but another came")),
                 Err(RecvTimeoutError::Timeout) => return Err(assembly("the other stages")),
@@ -332,11 +379,23 @@ impl StageBody {
         }
     }
 
-    fn dial(&self, next: &NextHop) -> Result<swarm_link::Sender, NodeError> {
-        let (sender, closer) = dial_data(&self.shared.identity, next, self.order.epoch, DataKind::Hidden)
-            .map(|link| (link.sender, link.closer))?;
-        Closers::add(&self.closers, closer);
-        limit_sender(sender, &self.order.limits)
+    fn dial(&self, next: &NextHop) -> Result<Connection, NodeError> {
+        let link = dial_data(&self.shared.identity, next, self.order.epoch, DataKind::Hidden)?;
+        Closers::add(&self.closers, link.closer.clone());
+        Ok(link)
+    }
+
+    /// The sending end of a data connection to `whom`. When that one does not take what it is sent, the coordinator is
+    /// told and the stage ends.
+    fn outbox(&self, link: Connection, whom: &'static str) -> Result<Outbox, NodeError> {
+        let (control, closers, epoch) = (self.control.clone(), self.closers.clone(), self.order.epoch);
+        let silent = move |why: String| {
+            let reason = format!("{whom} {why}");
+            // A coordinator that has gone is noticed by the control thread.
+            let _ = control.send(&Control::Refused(Refused::new(Blame::Link, &reason).of(epoch)));
+            Closers::close(&closers);
+        };
+        Outbox::new(link.sender, link.receiver, epoch, &self.order.limits, Box::new(silent))
     }
 }
 

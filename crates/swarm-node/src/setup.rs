@@ -19,11 +19,12 @@ use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeS
 use crate::error::NodeError;
 use crate::machine;
 use crate::measure::Survey;
+use crate::outbox::Outbox;
 use crate::profile::layer_shape;
 use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
-use crate::serve::{dial_data, limit_sender};
-use crate::stage_loop::receive_frames;
+use crate::serve::dial_data;
+use crate::stage_loop::{Upstream, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, load, meter, model_shape};
 
 /// The context used when nobody asks for one.
@@ -298,6 +299,7 @@ impl Assembly<'_> {
             self.model,
             &order,
             threads(self.config),
+            None,
             &mut |LoadProgress { bytes_done, bytes_total }| {
                 (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total });
             },
@@ -386,8 +388,11 @@ impl Assembly<'_> {
                 started[index] = true;
             }
         }
-        let inbox = receive_frames(tokens.receiver, &self.limits)?;
-        Ok(Some(Ring { next: limit_sender(hidden.sender, &self.limits)?, inbox }))
+        let inbox =
+            receive_frames(Upstream { receiver: tokens.receiver, receipts: tokens.sender }, &self.limits)?;
+        let silent = room.on_silence(first);
+        let next = Outbox::new(hidden.sender, hidden.receiver, self.epoch, &self.limits, silent)?;
+        Ok(Some(Ring { next, inbox }))
     }
 }
 

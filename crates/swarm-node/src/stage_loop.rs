@@ -11,16 +11,21 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
 use swarm_ring::Gate;
 use swarm_wire::{
-    Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId, OpenView, SegmentHead,
+    Ack, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId, OpenView, SegmentHead,
     StageTime, Tokens, patch_sent_us,
 };
 
 use crate::clock::now_us;
 use crate::error::NodeError;
+use crate::outbox::Outbox;
 use crate::runner::{Failure, StageRunner};
 
-/// Frames that may wait for the compute thread.
-pub(crate) const QUEUE: usize = 2;
+/// Frames that may wait for the compute thread: all batches that a ring of so many stages has on its way, and the
+/// beginning and end of every session. A slow stage must not keep the receiving thread from acknowledging.
+pub(crate) fn queue(limits: &Limits) -> usize {
+    let (stages, sessions) = (limits.stages_max as usize, limits.segments_max as usize);
+    stages.saturating_add(1).saturating_add(sessions.saturating_mul(2))
+}
 
 /// A frame as it came.
 pub(crate) struct Inbound {
@@ -32,15 +37,15 @@ pub(crate) struct Inbound {
 /// Where a stage sends its frames.
 pub(crate) enum Downstream {
     /// Hidden rows to the next stage.
-    Next(swarm_link::Sender),
+    Next(Outbox),
     /// Tokens to the coordinator: this stage is the tail.
-    Coordinator(swarm_link::Sender),
+    Coordinator(Outbox),
 }
 
 impl Downstream {
-    fn sender(&mut self) -> &mut swarm_link::Sender {
+    fn outbox(&mut self) -> &mut Outbox {
         match self {
-            Self::Next(sender) | Self::Coordinator(sender) => sender,
+            Self::Next(outbox) | Self::Coordinator(outbox) => outbox,
         }
     }
 }
@@ -92,19 +97,31 @@ impl Inbox {
     }
 }
 
-/// Receives and decrypts frames on a thread of its own until the link ends or the inbox is dropped.
-pub(crate) fn receive_frames(mut link: swarm_link::Receiver, limits: &Limits) -> Result<Inbox, NodeError> {
+/// The two halves of a data connection that frames come on: they are received on one, and acknowledged on the other.
+pub(crate) struct Upstream {
+    pub receiver: swarm_link::Receiver,
+    pub receipts: swarm_link::Sender,
+}
+
+/// Receives, decrypts and acknowledges frames on a thread of its own until the link ends or the inbox is dropped.
+pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbox, NodeError> {
+    let Upstream { receiver: mut link, mut receipts } = upstream;
     let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
     link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
-    let (sink, frames) = bounded(QUEUE);
-    let (used, buffers) = bounded::<Vec<u8>>(QUEUE + 1);
+    let (sink, frames) = bounded(queue(limits));
+    let (used, buffers) = bounded::<Vec<u8>>(queue(limits).saturating_add(1));
     let (last_word, end) = bounded(1);
     let body = move || {
         loop {
             let mut bytes = buffers.try_recv().unwrap_or_default();
             match link.receive(&mut bytes) {
                 Ok(wire_bytes) => {
-                    let inbound = Inbound { bytes, received_us: now_us(), wire_bytes: wire_bytes as u64 };
+                    let received_us = now_us();
+                    // An end of the link is found when the next frame does not come.
+                    if let Some(ack) = Ack::of(&bytes) {
+                        let _ = receipts.send(&[&ack.encode()]);
+                    }
+                    let inbound = Inbound { bytes, received_us, wire_bytes: wire_bytes as u64 };
                     if sink.send(inbound).is_err() {
                         return;
                     }
@@ -189,6 +206,9 @@ impl StageLoop<'_> {
     /// A batch of hidden rows: the layers over it, and on the tail the head and the sampler.
     fn batch(&mut self, hidden: &HiddenView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
         hidden.rows_into(self.runner.rows_mut(hidden.tokens())).map_err(|e| self.broke(&e.to_string()))?;
+        if !self.runner.rows().iter().all(|value| value.is_finite()) {
+            return Err(self.broke("it sent rows that are not numbers"));
+        }
         self.segments.clear();
         self.segments.extend(hidden.segments());
         self.trail.clear();
@@ -234,7 +254,7 @@ impl StageLoop<'_> {
             |error: swarm_wire::EncodeError| NodeError::Bug(format!("a frame cannot be encoded: {error}"));
         frame.encode(&self.limits, &mut self.out).map_err(ours)?;
         patch_sent_us(&mut self.out, now_us()).map_err(ours)?;
-        let sent = self.downstream.sender().send(&[&self.out])?;
+        let sent = self.downstream.outbox().send(&self.out)?;
         self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(sent as u64)
     }
@@ -255,7 +275,7 @@ impl StageLoop<'_> {
     }
 
     fn send_frame(&mut self, bytes: &[u8]) -> Result<(), NodeError> {
-        let sent = self.downstream.sender().send(&[bytes])?;
+        let sent = self.downstream.outbox().send(bytes)?;
         self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use swarm_kernels::KvType;
 use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
@@ -11,11 +13,11 @@ use swarm_wire::Limits;
 
 use crate::error::NodeError;
 use crate::profile::{Meter, Profiles, layer_shape};
-use crate::stage_loop::QUEUE;
+use crate::stage_loop::queue;
 
-/// Frames of the largest size that a stage holds at once: those that wait, one being received, one being computed,
-/// its rows, and the one being sent.
-const FRAMES_HELD: u64 = QUEUE as u64 + 4;
+/// Frames of the largest size that a stage holds at once beside those that wait: one being received, one being
+/// computed, its rows, and the one being sent.
+const FRAMES_AT_WORK: u64 = 4;
 
 /// About what a decode frame has beside its row: heads, times of the stages, encryption.
 const FRAME_BYTES: u64 = 160;
@@ -33,7 +35,8 @@ pub(crate) struct StageOrder {
 
 /// Bytes of frames and their rows, and of the token ids that the tail keeps of each session.
 pub(crate) fn link_bytes(limits: &Limits, sessions_max: usize) -> u64 {
-    let frames = limits.frame_bytes_max().unwrap_or(u64::MAX).saturating_mul(FRAMES_HELD);
+    let held = (queue(limits) as u64).saturating_add(FRAMES_AT_WORK);
+    let frames = limits.frame_bytes_max().unwrap_or(u64::MAX).saturating_mul(held);
     let history = u64::from(limits.context_max).saturating_mul(4).saturating_mul(sessions_max as u64);
     frames.saturating_add(history)
 }
@@ -172,9 +175,10 @@ pub(crate) fn load(
     checkpoint: &Checkpoint,
     order: &StageOrder,
     threads: usize,
+    abort: Option<Arc<AtomicBool>>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Stage, NodeError> {
-    let options = LoadOptions { context: Some(order.context), threads, ..LoadOptions::default() };
+    let options = LoadOptions { context: Some(order.context), threads, abort, ..LoadOptions::default() };
     Stage::load(checkpoint, order.layers.clone(), &options, progress)
         .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })
 }
@@ -195,6 +199,7 @@ mod tests {
         };
         let frame = limits.frame_bytes_max().unwrap();
         assert!(frame > 128 * 1024 * 4);
-        assert_eq!(link_bytes(&limits, 4), 6 * frame + 4 * 256 * 4);
+        // Three batches of two stages, eight words about four sessions, and four at work.
+        assert_eq!(link_bytes(&limits, 4), 15 * frame + 4 * 256 * 4);
     }
 }

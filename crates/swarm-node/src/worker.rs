@@ -20,9 +20,19 @@ use crate::link_probe::serve_probe;
 use crate::machine;
 use crate::measure::answer_measure;
 use crate::serve::{StageEvent, StageHandle};
+use crate::watch::WorkerStatus;
 
 /// Connections served at once: each has a thread. A coordinator has one, a stage that is being connected two more.
 const CONNECTIONS_MAX: usize = 64;
+
+/// A connection holds so much at most before its stage's limits are agreed: a control message each way, what is read
+/// ahead of it and what is sealed to be written.
+const CONNECTION_BYTES_MAX: u64 = 2 * swarm_wire::CONTROL_BYTES_MAX as u64 + 512 * 1024;
+
+/// What those who connect to a worker can make it hold, beside the stage, whose order is refused when it does not fit.
+pub fn connections_bytes_max() -> u64 {
+    CONNECTIONS_MAX as u64 * CONNECTION_BYTES_MAX
+}
 
 /// How a worker is started.
 #[derive(Clone, Debug)]
@@ -151,6 +161,14 @@ impl Worker {
         identity: Identity,
         observer: WorkerObserver,
     ) -> Result<Self, NodeError> {
+        let (held, offered) = (connections_bytes_max(), control::memory_offered(config.memory_bytes));
+        if held > offered {
+            return Err(NodeError::Request(format!(
+                "{} of memory are free here, and connections alone may take {}; give this worker more --memory",
+                crate::error::bytes_text(offered),
+                crate::error::bytes_text(held)
+            )));
+        }
         let settings = LinkSettings::default();
         let listener = if config.local_only {
             Listener::bind_to(([127, 0, 0, 1], config.port).into(), &identity, &settings)?
@@ -183,6 +201,32 @@ impl Worker {
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// A look at the worker for another thread.
+    pub fn watch(&self) -> WorkerWatch {
+        WorkerWatch { shared: self.shared.clone(), port: self.port }
+    }
+}
+
+/// Looks at a worker from any thread.
+#[derive(Clone)]
+pub struct WorkerWatch {
+    shared: Arc<Shared>,
+    port: u16,
+}
+
+impl WorkerWatch {
+    /// What it is doing.
+    pub fn status(&self) -> WorkerStatus {
+        let Shared { config, identity, connections, slot, .. } = &*self.shared;
+        WorkerStatus {
+            name: control::node_name(&config.name, &control::wire_id(identity.node_id())),
+            port: self.port,
+            memory_bytes: control::memory_offered(config.memory_bytes),
+            coordinators: lock(connections).coordinators.len(),
+            stage: lock(slot).as_ref().map(|slot| slot.stage.status()),
+        }
     }
 }
 

@@ -64,6 +64,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// How likely a text is to a model, and whether fast kernels or small weights change it
     Perplexity(PerplexityArgs),
+    /// Show what this computer's workers and coordinators are doing
+    Status(StatusArgs),
     /// List the models on this computer
     Models(ModelsArgs),
     /// Bring two computers together: show a code, or type the one that the other shows
@@ -192,6 +194,9 @@ pub struct RunArgs {
     /// Print what was measured on standard error
     #[arg(long)]
     pub stats: bool,
+    /// Write when each node did what, for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -256,7 +261,8 @@ ready_ms                  from opening the model to ready for a prompt; one node
 file_read_ms              reading the model's files front to back with one thread just before, from the
                           page cache where they fit; one node only
 huge_page_bytes           memory in huge pages, of the first node; null where the system does not say
-hop_overhead_us_p50       (median of lap - sum of computes) / hops - half the shortest round trip of a link";
+hop_us_p50, hop_us_p99    (lap - sum of computes) / hops: links, encryption, frames, threads that wake
+hop_overhead_us_p50       hop_us_p50 - half the shortest round trip of a link";
 
 #[derive(Debug, Args)]
 #[command(after_help = BENCH_TERMS)]
@@ -310,6 +316,13 @@ pub struct PerplexityArgs {
     /// Also by the scalar kernels and by f32 weights: the first must be equal to the bit, the second within 0.5 %
     #[arg(long, conflicts_with = "dequantized")]
     pub compare: bool,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
     /// One JSON object
     #[arg(long)]
     pub json: bool,

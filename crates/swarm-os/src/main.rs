@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod failure;
 mod interrupt;
+mod live;
 mod pairing;
 mod present;
 mod settings;
@@ -44,6 +45,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Demo(args) => commands::demo::demo(args),
         Command::Bench(args) => commands::bench::bench(args),
         Command::Perplexity(args) => commands::perplexity::perplexity(args),
+        Command::Status(args) => commands::status::status(args),
         Command::Models(args) => commands::models::models(args),
         Command::Pair(args) => commands::pair::pair(args),
         Command::Peers(args) => commands::peers::peers(args),

@@ -35,5 +35,5 @@ pub use scheduler::{
     Action, ConfigError, Counters, Event, LapError, ReplayPoint, Scheduler, SchedulerConfig, StepPlan,
 };
 pub use session::{FinishReason, OpenError, SessionError, SessionRequest};
-pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry};
+pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry, TypicalLap, TypicalStage};
 pub use timers::Timers;

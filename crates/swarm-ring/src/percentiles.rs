@@ -48,6 +48,14 @@ impl Percentiles {
         self.at(99)
     }
 
+    /// The mean of the middle half of the samples: as deaf to outliers as the median, and two quantities that differ
+    /// by a third one differ so in this number as well, as long as they rise and fall together.
+    pub fn middle_mean(&self) -> Option<f64> {
+        let middle = self.sorted.get(middle(self.sorted.len()))?;
+        (!middle.is_empty())
+            .then(|| middle.iter().map(|&value| value as f64).sum::<f64>() / middle.len() as f64)
+    }
+
     /// How many samples were ever added.
     pub fn count(&self) -> u64 {
         self.count
@@ -57,8 +65,17 @@ impl Percentiles {
 impl Default for Percentiles {
     /// Keeps 512 samples.
     fn default() -> Self {
-        Self::new(512)
+        Self::new(SAMPLES)
     }
+}
+
+/// Samples that are kept where nobody says how many.
+pub(crate) const SAMPLES: usize = 512;
+
+/// The places of the middle half of `count` sorted samples; never empty unless there are none.
+pub(crate) fn middle(count: usize) -> std::ops::Range<usize> {
+    let quarter = count / 4;
+    quarter..count.saturating_sub(quarter)
 }
 
 #[cfg(test)]
@@ -80,6 +97,10 @@ mod tests {
             let rank = (last.len() as f64 * f64::from(percent) / 100.0).ceil().max(1.0) as usize;
             prop_assert_eq!(kept.at(percent), last.get(rank - 1).copied());
             prop_assert_eq!(kept.count(), values.len() as u64);
+            let inner = &last[middle(last.len())];
+            let mean = inner.iter().sum::<u64>() as f64 / inner.len() as f64;
+            prop_assert_eq!(kept.middle_mean(), (!last.is_empty()).then_some(mean));
+            prop_assert!(inner.len() * 2 >= last.len());
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Where a lap's time went. The parts sum to the lap.
 
+use std::collections::VecDeque;
+
 use swarm_wire::StageTime;
 
-use crate::percentiles::Percentiles;
+use crate::percentiles::{Percentiles, SAMPLES, middle};
 
 /// What one stage did in one lap, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,15 +164,68 @@ pub struct Telemetry {
     pub return_us: Percentiles,
     /// One per stage, coordinator first.
     pub stages: Vec<StageTelemetry>,
+    recent: VecDeque<LapTimes>,
+}
+
+/// The parts of a stage in a typical lap, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TypicalStage {
+    /// The hop to the stage.
+    pub wire_us: f64,
+    /// Waiting for the compute thread.
+    pub queue_us: f64,
+    /// The forward.
+    pub compute_us: f64,
+    /// Encoding.
+    pub serialize_us: f64,
+}
+
+/// A typical lap: means over the middle half of the last laps, by length. Its parts sum to it, as those of every lap
+/// do; medians of parts do not where now this part is slow and now that one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TypicalLap {
+    /// The whole lap.
+    pub lap_us: f64,
+    /// One per stage, coordinator first.
+    pub stages: Vec<TypicalStage>,
+    /// The way back of the tokens.
+    pub return_us: f64,
 }
 
 impl Telemetry {
+    /// The lap that stands for the last 512; `None` before the first. Sorts them: for reports, not for every lap.
+    pub fn typical(&self) -> Option<TypicalLap> {
+        let mut laps: Vec<&LapTimes> = self.recent.iter().collect();
+        laps.sort_by_key(|lap| lap.lap_us);
+        let laps = laps.get(middle(laps.len())).filter(|laps| !laps.is_empty())?;
+        let share = 1.0 / laps.len() as f64;
+        let mut typical =
+            TypicalLap { stages: vec![TypicalStage::default(); self.stages.len()], ..TypicalLap::default() };
+        for lap in laps {
+            typical.lap_us += lap.lap_us as f64 * share;
+            typical.return_us += lap.return_us as f64 * share;
+            for (mean, stage) in typical.stages.iter_mut().zip(&lap.stages) {
+                mean.wire_us += stage.wire_us as f64 * share;
+                mean.queue_us += stage.queue_us as f64 * share;
+                mean.compute_us += stage.compute_us as f64 * share;
+                mean.serialize_us += stage.serialize_us as f64 * share;
+            }
+        }
+        Some(typical)
+    }
+
     /// Adds a lap. A lap with another number of stages starts the stages anew: it belongs to
     /// another placement.
     pub fn add(&mut self, lap: &LapTimes) {
         if self.stages.len() != lap.stages.len() {
             self.stages = vec![StageTelemetry::default(); lap.stages.len()];
+            self.recent.clear();
         }
+        // The oldest one's memory is the newest one's.
+        let mut kept =
+            if self.recent.len() == SAMPLES { self.recent.pop_front() } else { None }.unwrap_or_default();
+        kept.clone_from(lap);
+        self.recent.push_back(kept);
         self.lap_us.add(lap.lap_us);
         self.compute_us.add(lap.compute_us());
         self.overhead_us.add(lap.lap_us.saturating_sub(lap.compute_us()));
@@ -253,6 +308,38 @@ mod tests {
             prop_assert_eq!(lap.unexplained_us, 0);
             prop_assert!(!lap.hops_measured);
         }
+    }
+
+    #[test]
+    fn a_typical_lap_is_the_sum_of_its_parts_though_their_medians_are_not() {
+        let mut telemetry = Telemetry::default();
+        assert_eq!(telemetry.typical(), None);
+        // Every lap takes 1200 us, and another one of its four parts is slow each time.
+        for lap in 0..1000usize {
+            let part = |slow: usize| if lap % 4 == slow { 900 } else { 100 };
+            let stage = |parts: [usize; 2]| StageLap {
+                queue_us: part(parts[0]),
+                compute_us: part(parts[1]),
+                ..StageLap::default()
+            };
+            let stages = vec![stage([0, 1]), stage([2, 3])];
+            telemetry.add(&LapTimes { lap_us: 1200, stages, ..LapTimes::default() });
+        }
+        // And one that stands for nothing.
+        telemetry.add(&LapTimes {
+            lap_us: 1 << 40,
+            stages: vec![StageLap::default(); 2],
+            ..LapTimes::default()
+        });
+        let medians: u64 =
+            telemetry.stages.iter().filter_map(|it| Some(it.queue_us.p50()? + it.compute_us.p50()?)).sum();
+        assert_eq!(medians, 400);
+        let typical = telemetry.typical().unwrap();
+        let parts: f64 = typical.stages.iter().map(|it| it.queue_us + it.compute_us).sum();
+        assert!((typical.lap_us - 1200.0).abs() < 1e-6 && (parts - 1200.0).abs() < 1e-6, "{typical:?}");
+        // Another placement: its laps alone count.
+        telemetry.add(&LapTimes { lap_us: 7, stages: vec![StageLap::default(); 3], ..LapTimes::default() });
+        assert_eq!(telemetry.typical().unwrap().lap_us, 7.0);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! - No socket, no clock, no thread.
 #![forbid(unsafe_code)]
 
+mod ack;
 mod blame;
 mod control;
 mod control_check;
@@ -25,6 +26,7 @@ mod limits;
 mod measure;
 mod sampling;
 
+pub use ack::{ACK_BYTES, Ack};
 pub use blame::Blame;
 pub use control::{
     Control, ControlError, Hello, KvType, LayerRange, Loading, NextHop, Ping, Pong, Prepare, Ready, Refused,

@@ -47,6 +47,9 @@ struct BenchReport {
     file_read_ms: Option<f64>,
     huge_page_bytes: Option<u64>,
     hop_overhead_us_p50: Option<f64>,
+    /// All that a lap takes beyond its computes, per hop: the links, too.
+    hop_us_p50: Option<f64>,
+    hop_us_p99: Option<f64>,
     lap_ms_p50: Option<f64>,
     nodes: Vec<BenchNode>,
 }
@@ -278,6 +281,8 @@ fn report(
         file_read_ms: None,
         huge_page_bytes: None,
         hop_overhead_us_p50: alone.and_then(|outcome| hop_overhead(&nodes, outcome)),
+        hop_us_p50: alone.and_then(|outcome| hop(nodes.len(), outcome.telemetry.decode.overhead_us.p50())),
+        hop_us_p99: alone.and_then(|outcome| hop(nodes.len(), outcome.telemetry.decode.overhead_us.p99())),
         lap_ms_p50: alone.and_then(|outcome| ms(outcome.telemetry.decode.lap_us.p50())),
         nodes,
     }
@@ -311,6 +316,11 @@ fn hop_overhead(nodes: &[BenchNode], outcome: &Outcome) -> Option<f64> {
     let lap = outcome.telemetry.decode.overhead_us.p50()? as f64;
     let round_trip = nodes.iter().filter_map(|node| node.round_trip_us).min()? as f64;
     Some(lap / hops as f64 - round_trip / 2.0)
+}
+
+/// A lap's overhead on each of its hops. Null for one node.
+fn hop(hops: usize, overhead_us: Option<u64>) -> Option<f64> {
+    overhead_us.filter(|_| hops > 1).map(|us| us as f64 / hops as f64)
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -352,7 +362,11 @@ fn words(report: &BenchReport) -> String {
         ("in huge pages", report.huge_page_bytes.map_or_else(|| "-".to_owned(), text::bytes)),
         ("ready after", number(report.ready_ms, 0, " ms")),
         ("reading the file", number(report.file_read_ms, 0, " ms")),
-        ("hop overhead", number(report.hop_overhead_us_p50, 0, " us")),
+        (
+            "hop",
+            format!("{} (p99 {})", number(report.hop_us_p50, 0, " us"), number(report.hop_us_p99, 0, "")),
+        ),
+        ("of it not the link", number(report.hop_overhead_us_p50, 0, " us")),
     ];
     let rows: Vec<Vec<String>> = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();
     let mut table = vec![["node", "layers", "weights", "compute", "peak memory"].map(String::from).to_vec()];

@@ -34,6 +34,7 @@ pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
     let engine = &running.engine;
+    let _shown = run::show(engine);
     if !engine.can_chat() {
         return Err(Failure::usage(format!(
             "{} has no chat template; use a chat model, or `swarm-os run --raw`",

@@ -10,5 +10,6 @@ pub mod perplexity;
 pub mod plan;
 pub mod run;
 pub mod secret;
+pub mod status;
 pub mod verify;
 pub mod worker;

@@ -5,10 +5,12 @@ use swarm_node::{Engine, Finish, Outcome, Request};
 use crate::args::RunArgs;
 use crate::failure::{Code, Failure};
 use crate::interrupt::{self, Repeat};
+use crate::live::{self, Shown};
 use crate::present::answer;
 use crate::present::progress::Progress;
 use crate::present::report::{RunReport, json};
 use crate::present::text::{self, AnswerOut};
+use crate::present::trace;
 use crate::settings::{self, Search, Start};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
@@ -16,6 +18,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let prompt = settings::prompt(text, args.answer.system.as_deref(), args.raw);
     let mut request = settings::request(&args.answer, prompt)?;
     request.logits_hash = args.json;
+    request.trace = args.trace.is_some();
     let start = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
@@ -23,6 +26,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     if !plan.left_out.is_empty() {
         text::note(&format!("{}; --split always decides otherwise", plan.sentence));
     }
+    let _shown = show(&running.engine);
     let outcome = if args.json {
         answer(&running.engine, request, Repeat::End, |_| Ok(()))?
     } else {
@@ -31,6 +35,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         out.piece("\n")?;
         outcome
     };
+    if let Some(path) = &args.trace {
+        trace::write(path, &running.engine.nodes(), &outcome.telemetry.laps)?;
+    }
     check(&running.engine, &outcome)?;
     if args.json {
         json(&RunReport::new(&running.engine, &outcome))?;
@@ -42,6 +49,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         Finish::Cancelled => Err(Failure::silent(Code::Interrupted)),
         _ => Ok(()),
     }
+}
+
+/// Lets `status` see an engine.
+pub fn show(engine: &Engine) -> Shown {
+    let watch = engine.watch();
+    live::show("coordinator", move || serde_json::to_value(watch.status()).unwrap_or_default())
 }
 
 /// Gives each piece of the answer to `show` as it comes. Ctrl-C ends the answer; a piece that cannot be shown does,

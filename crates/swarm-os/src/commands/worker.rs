@@ -14,6 +14,7 @@ use super::pair::pair_failure;
 use crate::args::{WorkerArgs, absolute_model};
 use crate::failure::Failure;
 use crate::interrupt::{self, Repeat};
+use crate::live;
 use crate::present::worker::{Voice, WorkerView};
 use crate::present::{pairing, text};
 use crate::settings;
@@ -49,6 +50,8 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     let view = Arc::new(WorkerView::new(voice));
     let watch = view.clone();
     let worker = Worker::start(config.clone(), identity.clone(), Arc::new(move |event| watch.event(&event)))?;
+    let watch = worker.watch();
+    let _shown = live::show("worker", move || serde_json::to_value(watch.status()).unwrap_or_default());
     announce(&config, &identity, worker.port(), voice)?;
     if args.local {
         end_with_stdin(end)?;
@@ -106,9 +109,10 @@ fn announce(config: &WorkerConfig, identity: &Identity, port: u16, voice: Voice)
         return Ok(text::say(&waiting.to_string())?);
     }
     text::say(&format!(
-        "worker {name} waits on port {port}\noffers {threads} threads and {} of memory, reads {}\nCtrl-C ends it",
+        "worker {name} waits on port {port}\noffers {threads} threads and {} of memory, reads {}\nholds {} at most for those who connect, and no stage that does not fit\nCtrl-C ends it",
         text::bytes(memory),
         text::number(config.read_gb_s, 1, " GB/s"),
+        text::bytes(swarm_node::connections_bytes_max()),
     ))?;
     Ok(())
 }

@@ -5,4 +5,5 @@ pub mod pairing;
 pub mod progress;
 pub mod report;
 pub mod text;
+pub mod trace;
 pub mod worker;

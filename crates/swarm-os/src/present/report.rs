@@ -25,11 +25,38 @@ pub struct RunReport {
     pub hops: Vec<Hop>,
     pub lap_ms_p50: Option<f64>,
     pub lap_ms_p99: Option<f64>,
+    /// Where the time of a token goes; null before the second token.
+    pub waterfall: Option<Waterfall>,
     /// Bytes sent to the second node for the prompt; null when there is none.
     pub prompt_bytes: Option<u64>,
     pub token_hash: String,
     pub logits_hash: Option<String>,
     pub numerics: &'static str,
+}
+
+/// A typical token, in milliseconds: means over the middle half of the decode laps, by length. The parts come from the
+/// clocks of the nodes, the wall time from the tokens as they were handed out.
+#[derive(Debug, Serialize)]
+pub struct Waterfall {
+    pub nodes: Vec<WaterfallNode>,
+    /// The way of the token from the last node to the first.
+    pub return_ms: f64,
+    pub sum_ms: f64,
+    /// From one token to the next, as they were handed out.
+    pub wall_ms: f64,
+}
+
+/// One node's parts of a token, in the order in which they happen.
+#[derive(Debug, Serialize)]
+pub struct WaterfallNode {
+    pub name: String,
+    /// From the write of the node before to the whole frame being here.
+    pub wire_ms: f64,
+    /// Until the forward begins.
+    pub queue_ms: f64,
+    pub compute_ms: f64,
+    /// From the end of the forward to the write.
+    pub serialize_ms: f64,
 }
 
 /// One node's part of a decode lap.
@@ -78,6 +105,7 @@ impl RunReport {
             nodes: node_times(&nodes, decode),
             lap_ms_p50: ms(decode.lap_us.p50()),
             lap_ms_p99: ms(decode.lap_us.p99()),
+            waterfall: waterfall(&engine.nodes(), outcome),
             token_hash: hex(&outcome.token_hash()),
             logits_hash: outcome.logits_hash.map(|hash| hex(&hash)),
             numerics: swarm_kernels::NUMERICS,
@@ -99,6 +127,22 @@ fn node_times(nodes: &[NodeReport], decode: &Telemetry) -> Vec<NodeTimes> {
         }
     };
     nodes.iter().enumerate().map(times).collect()
+}
+
+fn waterfall(nodes: &[NodeReport], outcome: &Outcome) -> Option<Waterfall> {
+    let lap = outcome.telemetry.decode.typical()?;
+    let part = |(node, stage): (&NodeReport, &swarm_ring::TypicalStage)| WaterfallNode {
+        name: node.name.clone(),
+        wire_ms: stage.wire_us / 1e3,
+        queue_ms: stage.queue_us / 1e3,
+        compute_ms: stage.compute_us / 1e3,
+        serialize_ms: stage.serialize_us / 1e3,
+    };
+    let nodes: Vec<WaterfallNode> = nodes.iter().zip(&lap.stages).map(part).collect();
+    let return_ms = lap.return_us / 1e3;
+    let own = |node: &WaterfallNode| node.wire_ms + node.queue_ms + node.compute_ms + node.serialize_ms;
+    let sum_ms = nodes.iter().map(own).sum::<f64>() + return_ms;
+    Some(Waterfall { nodes, return_ms, sum_ms, wall_ms: outcome.token_us.middle_mean()? / 1e3 })
 }
 
 /// The links of a ring of several nodes, the last one from the tail to the coordinator. One node has none.

@@ -161,13 +161,22 @@ impl State {
                 if self.steps > 0 { format!("{left}\nserved {}", self.summary()) } else { left }
             }
             WorkerEvent::Stage(StageEvent::Loading { .. }) => return None,
-            WorkerEvent::Stage(StageEvent::Running { layers, layers_total, weight_bytes, tail }) => format!(
-                "running layers {}..{} of {layers_total}{}, {} of weights",
-                layers.start,
-                layers.end,
-                if *tail { " and the head" } else { "" },
-                bytes(*weight_bytes)
-            ),
+            WorkerEvent::Stage(StageEvent::Running {
+                layers,
+                layers_total,
+                weight_bytes,
+                held_bytes_max,
+                tail,
+            }) => {
+                format!(
+                    "running layers {}..{} of {layers_total}{}, {} of weights, {} with KV rows and buffers at most",
+                    layers.start,
+                    layers.end,
+                    if *tail { " and the head" } else { "" },
+                    bytes(*weight_bytes),
+                    bytes(*held_bytes_max)
+                )
+            }
             WorkerEvent::Stage(StageEvent::Step { .. }) if voice == Voice::Counter => return None,
             WorkerEvent::Stage(StageEvent::Step { done, layers, text }) => step(done, layers, text),
             // The end of a stage whose coordinator has left is no news.
@@ -196,9 +205,15 @@ impl State {
                 json!({"event": "loading", "layers": [layers.start, layers.end], "layers_total": layers_total,
                     "bytes_done": bytes_done, "bytes_total": bytes_total})
             }
-            WorkerEvent::Stage(StageEvent::Running { layers, layers_total, weight_bytes, tail }) => {
+            WorkerEvent::Stage(StageEvent::Running {
+                layers,
+                layers_total,
+                weight_bytes,
+                held_bytes_max,
+                tail,
+            }) => {
                 json!({"event": "running", "layers": [layers.start, layers.end], "layers_total": layers_total,
-                    "weight_bytes": weight_bytes, "tail": tail})
+                    "weight_bytes": weight_bytes, "held_bytes_max": held_bytes_max, "tail": tail})
             }
             WorkerEvent::Stage(StageEvent::Step { done, layers, text }) => json!({
                 "event": "step", "bytes_in": done.bytes_in, "bytes_out": done.bytes_out, "tokens": done.tokens,

@@ -15,8 +15,8 @@ fn help_of_the_whole() {
 
 #[test]
 fn help_of_every_command() {
-    let commands = ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "models"];
-    for command in commands.into_iter().chain(["pair", "peers", "forget", "secret"]) {
+    let commands = ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "status"];
+    for command in commands.into_iter().chain(["models", "pair", "peers", "forget", "secret"]) {
         insta::assert_snapshot!(command, help(&[command, "--help"]));
     }
 }

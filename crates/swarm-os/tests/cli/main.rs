@@ -6,6 +6,7 @@ mod console;
 mod discovery;
 mod faults;
 mod help;
+mod live;
 mod lossy;
 mod pairing;
 mod perplexity;

@@ -83,6 +83,13 @@ fn run_json_keeps_its_contract() {
         assert!(node["bytes_loaded"].as_u64().unwrap() > 0);
         assert!(node["compute_ms_p50"].as_f64().unwrap() >= 0.0);
     }
+    let waterfall = &report["waterfall"];
+    let parts = waterfall["nodes"].as_array().unwrap();
+    assert_eq!(parts.len(), 2);
+    let ms = |value: &serde_json::Value| value.as_f64().unwrap();
+    let names = ["wire_ms", "queue_ms", "compute_ms", "serialize_ms"];
+    let of_nodes: f64 = parts.iter().flat_map(|node| names.map(|name| ms(&node[name]))).sum();
+    assert!((of_nodes + ms(&waterfall["return_ms"]) - ms(&waterfall["sum_ms"])).abs() < 1e-6, "{waterfall}");
     let hops = report["hops"].as_array().unwrap();
     assert_eq!(hops[1]["to"], nodes[0]["name"]);
     assert_eq!(hops[0]["from"], nodes[0]["name"]);
@@ -92,6 +99,20 @@ fn run_json_keeps_its_contract() {
     }
     // A row of 64 numbers, and heads and times around it.
     assert!(hops[0]["bytes_per_token"].as_f64().unwrap() > 256.0);
+}
+
+#[test]
+fn the_parts_of_a_token_sum_to_its_wall_time() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let args = ["run", "--json", "--raw", "--max-tokens", "200", "--model", toy.to_str().unwrap(), PROMPT];
+    for nodes in ["1", "3"] {
+        let report = bench.json(&[&args[..], &["--nodes", nodes]].concat());
+        let waterfall = &report["waterfall"];
+        let (sum, wall) = (waterfall["sum_ms"].as_f64().unwrap(), waterfall["wall_ms"].as_f64().unwrap());
+        // A toy's lap is a fraction of a millisecond, of which rounding to microseconds is a part.
+        assert!((sum - wall).abs() < 0.1 * wall + 0.05, "{nodes} nodes: {sum} of {wall} ms");
+    }
 }
 
 #[test]
@@ -113,6 +134,7 @@ fn what_was_not_measured_is_null() {
     assert!(report["decode_tok_per_s"].is_null());
     assert!(report["nodes"][0]["compute_ms_p50"].is_null());
     assert!(report["hops"][0]["ms_p50"].is_null());
+    assert!(report["waterfall"].is_null());
     assert!(report["hops"][0]["bytes_per_token"].is_null());
     assert!(report["ttft_ms"].as_f64().unwrap() > 0.0);
 }

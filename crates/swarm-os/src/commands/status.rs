@@ -1,0 +1,100 @@
+//! `swarm-os status`: what this user's processes on this computer are doing.
+
+use serde_json::{Value, json};
+
+use crate::args::StatusArgs;
+use crate::failure::Failure;
+use crate::live;
+use crate::present::text;
+
+pub fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let processes = live::look()?;
+    if args.json {
+        return Ok(text::say(&json!({ "processes": processes }).to_string())?);
+    }
+    if processes.is_empty() {
+        return Ok(text::say(
+            "nothing of swarm-os runs here; `swarm-os worker` or `swarm-os chat` starts it",
+        )?);
+    }
+    let words: Vec<String> = processes.iter().map(words).collect();
+    Ok(text::say(&words.join("\n\n"))?)
+}
+
+/// One process for people.
+pub fn words(process: &Value) -> String {
+    let table = text::table(&rows(process), &[2, 3, 4, 5, 6, 7]);
+    if table.is_empty() { headline(process) } else { format!("{}\n{table}", headline(process)) }
+}
+
+/// Who it is and what it does, in a line.
+pub fn headline(process: &Value) -> String {
+    let id = &process["process"];
+    if process["role"] == "worker" {
+        let name = line(&process["name"]);
+        let what = match &process["stage"] {
+            Value::Null => format!("waits, offers {}", bytes(&process["memory_bytes"])),
+            stage => format!(
+                "serves layers {}, {} sessions, {} rows in {} frames, {} of KV rows",
+                layers(stage),
+                stage["sessions"],
+                stage["tokens"],
+                stage["frames"],
+                bytes(&stage["kv_bytes"])
+            ),
+        };
+        return format!("worker {name} (process {id}, port {}): {what}", process["port"]);
+    }
+    let state = match &process["fault"] {
+        Value::Null => {
+            format!("{} sessions, {}", process["sessions"], number(&process["tok_per_s"], 1, " tok/s"))
+        }
+        fault => format!("down: {}", line(fault)),
+    };
+    let lap = format!(
+        "lap {} (p99 {})",
+        number(&process["lap_ms_p50"], 2, " ms"),
+        number(&process["lap_ms_p99"], 2, "")
+    );
+    format!(
+        "coordinator of {} (process {id}): {state}, {} tokens, {lap}",
+        line(&process["model"]),
+        process["tokens"]
+    )
+}
+
+/// The nodes of a coordinator's ring, with a heading; nothing for a worker.
+pub fn rows(process: &Value) -> Vec<Vec<String>> {
+    let Some(nodes) = process["nodes"].as_array() else { return Vec::new() };
+    let heading = ["node", "state", "layers", "memory", "KV rows", "compute", "hop", "round trip"];
+    let mut rows = vec![heading.map(String::from).to_vec()];
+    for node in nodes {
+        rows.push(vec![
+            line(&node["name"]),
+            line(&node["state"]),
+            layers(node),
+            bytes(&node["memory_bytes"]),
+            bytes(&node["kv_bytes"]),
+            number(&node["compute_ms_p50"], 2, " ms"),
+            number(&node["hop_ms_p50"], 2, " ms"),
+            number(&node["round_trip_ms"], 2, " ms"),
+        ]);
+    }
+    rows
+}
+
+fn line(value: &Value) -> String {
+    text::line(value.as_str().unwrap_or("-"))
+}
+
+fn layers(value: &Value) -> String {
+    format!("{}..{}", value["layers"][0], value["layers"][1])
+}
+
+fn bytes(value: &Value) -> String {
+    value.as_u64().map_or_else(|| "-".to_owned(), text::bytes)
+}
+
+fn number(value: &Value, digits: usize, unit: &str) -> String {
+    text::number(value.as_f64(), digits, unit)
+}
