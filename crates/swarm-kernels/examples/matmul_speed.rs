@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use swarm_kernels::{DType, Job, MatmulScratch, Matrix, Pool, ReadProbe, matmul};
+use swarm_kernels::{DType, Job, KernelPath, MatmulScratch, Matrix, Pool, ReadProbe, matmul};
 
 const COLS: usize = 2048;
 
@@ -26,7 +26,7 @@ fn main() {
         std::hint::black_box(probe.read(&pool));
         (256 << 20) as f64 / start.elapsed().as_secs_f64() / 1e9
     });
-    println!("{threads} threads, memory reads at {limit:.1} GB/s");
+    println!("{}, {threads} threads, memory reads at {limit:.1} GB/s", KernelPath::current().name());
     println!("format    decode GB/s  of memory   prefill GOP/s");
     let formats = std::env::args().nth(3);
     for dtype in DType::ALL {

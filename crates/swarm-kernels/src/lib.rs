@@ -28,6 +28,8 @@ mod path;
 mod pool;
 mod probe;
 mod quant;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod vnni;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -39,6 +41,8 @@ mod avx2_matmul;
 mod avx2_panel;
 #[cfg(target_arch = "x86_64")]
 mod avx2_quantize;
+#[cfg(target_arch = "x86_64")]
+mod avx512_float;
 
 #[cfg(any(target_arch = "aarch64", test))]
 mod neon;

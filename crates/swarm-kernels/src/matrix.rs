@@ -12,7 +12,7 @@ use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx2_matmul;
+use crate::{avx2_matmul, avx512_float, vnni};
 
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
 /// L2 cache; multiples of what a tile takes (4 quantized, 3 float).
@@ -170,13 +170,14 @@ const JOBS: usize = 4;
 /// Up to [`JOBS`] products in one parallel part. Their groups count on from job to job; a task is some of them.
 fn multiply_jobs(pool: &Pool, input: &Input<'_>, tokens: usize, jobs: &mut [Job<'_>]) {
     let mut outputs: [Option<(&Matrix, SharedRows)>; JOBS] = [const { None }; JOBS];
-    let mut groups = 0;
+    let (mut groups, mut at_once) = (0, 1);
     for (output, job) in outputs.iter_mut().zip(jobs) {
         groups += job.matrix.rows.div_ceil(LANES);
+        at_once = job.matrix.path.groups_at_once();
         *output = Some((job.matrix, SharedRows::new(job.out)));
     }
     // Several tasks per thread, so that a slow core does not hold the others; tasks of a few groups at least.
-    let per_task = groups.div_ceil(pool.threads() * 8).clamp(1, 64);
+    let per_task = groups.div_ceil(pool.threads() * 8).clamp(1, 64).next_multiple_of(at_once);
     pool.run(groups.div_ceil(per_task), |task| {
         let wanted = task * per_task..((task + 1) * per_task).min(groups);
         let mut first = 0;
@@ -217,6 +218,28 @@ fn multiply_groups(
     };
     for start in (0..tokens).step_by(at_once) {
         let block = start..(start + at_once).min(tokens);
+        #[cfg(target_arch = "x86_64")]
+        if let Store::Packed(packed) = &matrix.store
+            && matrix.path.has_vnni()
+        {
+            let (path, dtype, groups) = (matrix.path, matrix.dtype, groups.clone());
+            vnni::multiply_groups(
+                path,
+                dtype,
+                packed,
+                groups,
+                input.quantized,
+                block,
+                |group, token, values| {
+                    let first = group * LANES;
+                    let rows = (matrix.rows - first).min(values.len());
+                    // SAFETY: this task alone owns the rows of `groups`, and `matmul` keeps the output borrowed until all
+                    // tasks are done.
+                    unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
+                },
+            );
+            continue;
+        }
         for group in groups.clone() {
             let first = group * LANES;
             let rows = (matrix.rows - first).min(LANES);
@@ -267,6 +290,11 @@ fn multiply_group(
             }
             let (dtype, bytes) = (matrix.dtype, &bytes[..rows]);
             match matrix.path {
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                KernelPath::Avx512 if !dtype.is_quantized() => unsafe {
+                    avx512_float::float_group(dtype, bytes, input.floats, block, values);
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 path if path.has_avx2() && !dtype.is_quantized() => unsafe {

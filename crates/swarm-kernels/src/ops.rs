@@ -1,6 +1,6 @@
 //! The element-wise operations of a layer: norm, rope, gated activation, sums.
 //!
-//! Each is one plain Rust body, compiled once as it is (the scalar twin) and once for AVX2 + FMA. Rust gives float
+//! Each is one plain Rust body, compiled as it is (the scalar twin), for AVX2 + FMA, and for AVX-512. Rust gives float
 //! expressions one meaning, so the compiler may put elements side by side but cannot change a bit of them.
 
 #[cfg(target_arch = "x86_64")]
@@ -22,12 +22,20 @@ macro_rules! dispatched {
             }
 
             #[cfg(target_arch = "x86_64")]
-            if KernelPath::current().has_avx2() {
-                // SAFETY: the path is chosen only where AVX2 and FMA were detected.
-                unsafe { avx2($($arg),*) };
-                return;
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+            fn avx512($($arg: $ty),*) {
+                body($($arg),*);
             }
-            body($($arg),*);
+
+            match KernelPath::current() {
+                // SAFETY: a path is chosen only where its instructions were detected.
+                #[cfg(target_arch = "x86_64")]
+                KernelPath::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                path if path.has_avx2() => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
         }
     };
 }

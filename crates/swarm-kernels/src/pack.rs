@@ -108,6 +108,12 @@ impl Packed {
         &self.buffer.bytes()[group * self.shape.bytes..][..self.shape.bytes]
     }
 
+    /// Group `group` and the one behind it, if there is one.
+    pub fn two_groups(&self, group: usize) -> &[u8] {
+        let from = &self.buffer.bytes()[group * self.shape.bytes..];
+        &from[..from.len().min(2 * self.shape.bytes)]
+    }
+
     /// Block `block` of row `row`, taken out again.
     pub fn codes(&self, row: usize, block: usize) -> Codes {
         take(self.format, self.shape, self.group(row / LANES), block, row % LANES)

@@ -110,6 +110,16 @@ impl KernelPath {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Self::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
             #[cfg(target_arch = "aarch64")]
             Self::Neon => true,
             #[cfg(target_arch = "aarch64")]
@@ -124,6 +134,17 @@ impl KernelPath {
     #[cfg(target_arch = "x86_64")]
     pub(crate) const fn has_avx2(self) -> bool {
         matches!(self, Self::Avx2 | Self::AvxVnni | Self::Avx512)
+    }
+
+    /// Whether quantized weights meet activations through `vpdpbusd`.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) const fn has_vnni(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512)
+    }
+
+    /// Groups of eight rows that one tile takes.
+    pub(crate) const fn groups_at_once(self) -> usize {
+        if matches!(self, Self::Avx512) { 2 } else { 1 }
     }
 }
 
