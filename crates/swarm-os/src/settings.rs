@@ -65,9 +65,10 @@ impl Search {
         Self { discover: !look.alone && !look.no_discovery, required }
     }
 
-    /// Of a command that looks when told to: then somebody must be there.
+    /// Of a command that looks when told to, by a code as well: then somebody must be there.
     pub fn when(discover: bool, ring: &RingArgs) -> Self {
-        let discover = discover || (ring.workers.is_some() && ring.peer.is_empty());
+        let others = ring.workers.is_some() || (ring.join.is_some() && ring.nodes.is_none());
+        let discover = discover || (others && ring.peer.is_empty());
         Self { discover, required: discover }
     }
 }
@@ -379,6 +380,23 @@ mod tests {
         for text in ["", "GB", "-1", "1..2", "8 XB", "0", "1e9", "99999999999999999999TB", "nan"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_code_means_that_somebody_is_there() {
+        #[derive(clap::Parser)]
+        struct Ring {
+            #[command(flatten)]
+            ring: RingArgs,
+        }
+        let when = |args: &[&str]| {
+            let ring = <Ring as clap::Parser>::parse_from([&["test"], args].concat()).ring;
+            Search::when(false, &ring)
+        };
+        assert_eq!(when(&["--join", "1234-5678"]), Search { discover: true, required: true });
+        assert_eq!(when(&["--join", "1234-5678", "--peer", "den:7000"]), Search::NONE);
+        assert_eq!(when(&["--join", "1234-5678", "--nodes", "2"]), Search::NONE);
+        assert_eq!(when(&[]), Search::NONE);
     }
 
     #[test]

@@ -60,7 +60,9 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
         Some("-") => std::io::read_to_string(std::io::stdin().lock()),
         Some(path) => std::fs::read_to_string(path),
     };
-    let text = text.map_err(|error| Failure::usage(format!("--text: it cannot be read: {error}")))?;
+    let text = text.map_err(|error| {
+        Failure::usage(format!("--text: {} cannot be read: {error}", args.text.as_deref().unwrap_or("-")))
+    })?;
     let progress = Progress::new(true);
     let fast = scored(&args.model, &text, args.dequantized, &progress)?;
     if !args.compare {

@@ -10,7 +10,7 @@ use crate::present::answer;
 use crate::present::progress::Progress;
 use crate::present::report::{RunReport, json};
 use crate::present::text::{self, AnswerOut};
-use crate::present::trace;
+use crate::present::trace::TraceFile;
 use crate::settings::{self, Search, Start};
 
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
@@ -19,6 +19,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let mut request = settings::request(&args.answer, prompt)?;
     request.logits_hash = args.json;
     request.trace = args.trace.is_some();
+    let trace = args.trace.as_deref().map(TraceFile::open).transpose()?;
     let start = Start::new(&args.model, &args.ring, Search::when(args.discover, &args.ring))?;
     let progress = Progress::new(start.local.is_none());
     let running = start.go(&progress)?;
@@ -35,8 +36,8 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         out.piece("\n")?;
         outcome
     };
-    if let Some(path) = &args.trace {
-        trace::write(path, &running.engine.nodes(), &outcome.telemetry.laps)?;
+    if let Some(trace) = trace {
+        trace.write(&running.engine.nodes(), &outcome.telemetry.laps)?;
     }
     check(&running.engine, &outcome)?;
     if args.json {

@@ -1,7 +1,7 @@
 //! The trace of an answer, for chrome://tracing and ui.perfetto.dev: every node a process, every part of a lap a slice,
 //! all on the coordinator's clock.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -10,16 +10,35 @@ use swarm_node::{LapTrace, NodeReport};
 
 use crate::failure::{Code, Failure};
 
-/// Writes the laps of an answer to `path`.
-///
-/// # Errors
-/// A file that cannot be written.
-pub fn write(path: &Path, nodes: &[NodeReport], laps: &[LapTrace]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| {
-        Failure::new(Code::Failed, format!("the trace cannot be written to {}: {error}", path.display()))
-    };
-    let mut out = BufWriter::new(File::create(path).map_err(failed)?);
-    out.write_all(text(nodes, laps).as_bytes()).and_then(|()| out.flush()).map_err(failed)
+/// The file of a trace, opened before the answer, so that a path that will not do costs nobody an answer. What it held
+/// stays until the trace is there.
+pub struct TraceFile<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> TraceFile<'a> {
+    /// # Errors
+    /// A path that cannot be written to: bad input.
+    pub fn open(path: &'a Path) -> Result<Self, Failure> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+        let file = file.map_err(|error| Failure::usage(format!("--trace: {}: {error}", path.display())))?;
+        Ok(Self { path, file })
+    }
+
+    /// Writes the laps of an answer.
+    ///
+    /// # Errors
+    /// A disk that is full, or fails.
+    pub fn write(self, nodes: &[NodeReport], laps: &[LapTrace]) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| {
+            let path = self.path.display();
+            Failure::new(Code::Failed, format!("the trace cannot be written to {path}: {error}"))
+        };
+        self.file.set_len(0).map_err(failed)?;
+        let mut out = BufWriter::new(&self.file);
+        out.write_all(text(nodes, laps).as_bytes()).and_then(|()| out.flush()).map_err(failed)
+    }
 }
 
 fn text(nodes: &[NodeReport], laps: &[LapTrace]) -> String {

@@ -47,6 +47,9 @@ fn models_that_cannot_do_what_is_asked() {
     bench.refused(&["run", "--json", "--nodes", "2", "--model", model, &long], 2, &["does not fit"]);
     bench.refused(&["run", "--model", model, "--context", "513", "hi"], 2, &["513", "512"]);
     bench.refused(&["run", "--raw", "--model", model, ""], 2, &["empty"]);
+    // Before the answer, not after it.
+    bench.refused(&["run", "--trace", "/nowhere/t.json", "--model", model, "hi"], 2, &["/nowhere/t.json"]);
+    bench.refused(&["perplexity", "--text", "/nowhere/text", "--model", model], 2, &["/nowhere/text"]);
     let config = fs::read_to_string(toy.join("tokenizer_config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
     config.as_object_mut().unwrap().remove("chat_template");
