@@ -4,10 +4,12 @@
 //! addresses. Nothing about the user, the computer, the model or the secret.
 //!
 //! The mDNS library runs a thread that parses every multicast packet of the network. Should it die or hang,
-//! it is started again with growing pauses; until then the user is told, and links that exist live on.
+//! it is started again with growing pauses; until then the user is told, and links that exist live on. It is also
+//! started anew when strangers announced more than there is room for: those who answer then are really there, and
+//! what the library keeps of the others is freed.
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,8 +22,9 @@ use mdns_sd::{
 use crate::connection::{millis, system};
 use crate::error::LinkError;
 use crate::id::InstanceId;
+use crate::interfaces::Scope;
 use crate::noise::PROTOCOL_VERSION;
-use crate::sightings::{Announcement, PeerFound, SERVICE, Seen, Sightings};
+use crate::sightings::{Announcement, Gone, PeerFound, SERVICE, Seen, Sightings, fullname};
 
 const EVENTS_MAX: usize = 256;
 const INPUTS_MAX: usize = 256;
@@ -38,6 +41,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a doubted peer may take to answer.
 const DOUBT_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Records that the library may keep, a few for each service. It has no limit of its own.
+const RECORDS_MAX: i64 = 20_000;
+/// After a list that was full, discovery begins again; later each time while that does not help.
+const RENEW_FIRST: Duration = Duration::from_secs(10);
+const RENEW_MAX: Duration = Duration::from_secs(320);
 
 /// News from the local network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +74,10 @@ pub struct DiscoveryStats {
     pub no_room: u64,
     /// Events dropped because nobody read them; [`Discovery::peers`] is right all the same.
     pub events_dropped: u64,
-    /// Times the mDNS library was started again.
+    /// Times the mDNS library was started again because it failed.
     pub restarts: u64,
+    /// Times it was started again because strangers announced too much.
+    pub renewals: u64,
 }
 
 /// Announces this node, if asked to, and listens for others. Dropping it says goodbye.
@@ -84,6 +94,9 @@ enum Command {
     Advertise(u16),
     Doubt(InstanceId),
     Close,
+    /// Ends the library's thread, as a panic would.
+    #[cfg(test)]
+    Kill,
 }
 
 /// What callers may look at any time.
@@ -94,7 +107,13 @@ struct Board {
     no_room: AtomicU64,
     events_dropped: AtomicU64,
     restarts: AtomicU64,
+    renewals: AtomicU64,
+    /// 0 until it is known.
+    echo: AtomicU8,
 }
+
+const ECHO_HEARD: u8 = 1;
+const ECHO_MISSED: u8 = 2;
 
 impl Board {
     fn peers(&self) -> MutexGuard<'_, Vec<PeerFound>> {
@@ -108,12 +127,21 @@ impl Discovery {
     /// # Errors
     /// [`LinkError::System`] when no thread can be started.
     pub fn start(own: InstanceId) -> Result<Self, LinkError> {
+        Self::start_in(own, Scope::default())
+    }
+
+    /// The same on some interfaces only.
+    ///
+    /// # Errors
+    /// As [`Discovery::start`].
+    pub fn start_in(own: InstanceId, scope: Scope) -> Result<Self, LinkError> {
         let (commands, command_source) = bounded(8);
         let (event_sink, events) = bounded(EVENTS_MAX);
         let (done_sink, done) = bounded(1);
         let board = Arc::new(Board::default());
         let supervisor = Supervisor {
             own,
+            scope,
             port: None,
             commands: command_source,
             events: event_sink,
@@ -121,6 +149,7 @@ impl Discovery {
             sightings: Sightings::new(own),
             ailing: false,
             pause: PAUSE_FIRST,
+            renew_after: RENEW_FIRST,
         };
         thread::Builder::new()
             .name("discovery".into())
@@ -156,6 +185,17 @@ impl Discovery {
         self.board.peers().clone()
     }
 
+    /// Whether this node heard its own announcement, which it does where multicast works at all; `None` until that
+    /// is known (6 s at most), or when nothing was announced.
+    #[must_use]
+    pub fn hears_itself(&self) -> Option<bool> {
+        match self.board.echo.load(Ordering::Relaxed) {
+            ECHO_HEARD => Some(true),
+            ECHO_MISSED => Some(false),
+            _ => None,
+        }
+    }
+
     /// Counters so far.
     #[must_use]
     pub fn stats(&self) -> DiscoveryStats {
@@ -165,6 +205,7 @@ impl Discovery {
             no_room: count(&self.board.no_room),
             events_dropped: count(&self.board.events_dropped),
             restarts: count(&self.board.restarts),
+            renewals: count(&self.board.renewals),
         }
     }
 }
@@ -181,6 +222,8 @@ impl Drop for Discovery {
 enum End {
     Closed,
     Failed(String),
+    /// It works, and shall begin again.
+    Renewed,
 }
 
 enum Input {
@@ -191,6 +234,7 @@ enum Input {
 
 struct Supervisor {
     own: InstanceId,
+    scope: Scope,
     port: Option<u16>,
     commands: Receiver<Command>,
     events: Sender<DiscoveryEvent>,
@@ -198,6 +242,7 @@ struct Supervisor {
     sightings: Sightings,
     ailing: bool,
     pause: Duration,
+    renew_after: Duration,
 }
 
 /// The clocks of one life of the library.
@@ -207,6 +252,9 @@ struct Life {
     round_ends: Option<Instant>,
     /// When this node's own announcement must have been heard; `None`: heard, or nothing announced.
     echo_by: Option<Instant>,
+    began: Instant,
+    /// Somebody was announced for whom there was no room.
+    full: bool,
 }
 
 impl Supervisor {
@@ -214,6 +262,10 @@ impl Supervisor {
         loop {
             let why = match self.live() {
                 End::Closed => return,
+                End::Renewed => {
+                    self.board.renewals.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
                 End::Failed(why) => why,
             };
             self.board.restarts.fetch_add(1, Ordering::Relaxed);
@@ -228,8 +280,8 @@ impl Supervisor {
             loop {
                 match self.commands.recv_deadline(until) {
                     Ok(Command::Advertise(port)) => self.port = Some(port),
-                    Ok(Command::Doubt(_)) => {}
                     Ok(Command::Close) => return,
+                    Ok(_) => {}
                     Err(error) if error.is_disconnected() => return,
                     Err(_) => break,
                 }
@@ -255,9 +307,13 @@ impl Supervisor {
                         }
                     }
                     Ok(Command::Doubt(instance)) => {
-                        // Not asked is not answered: the announcement then expires by itself, later.
-                        let _ = life.daemon.verify(fullname(instance), DOUBT_TIMEOUT);
+                        for name in self.sightings.fullnames(instance) {
+                            // Not asked is not answered: the announcement then expires by itself, later.
+                            let _ = life.daemon.verify(name, DOUBT_TIMEOUT);
+                        }
                     }
+                    #[cfg(test)]
+                    Ok(Command::Kill) => drop(life.daemon.shutdown()),
                     Ok(Command::Close) | Err(_) => break End::Closed,
                 },
                 recv(inputs) -> input => {
@@ -267,8 +323,8 @@ impl Supervisor {
                 }
                 default(wake) => {}
             }
-            if let Some(why) = self.look_at_clocks(&mut life) {
-                break End::Failed(why);
+            if let Some(end) = self.look_at_clocks(&mut life) {
+                break end;
             }
         };
         self.finish(&life);
@@ -278,10 +334,18 @@ impl Supervisor {
     fn begin(&mut self) -> mdns_sd::Result<(Life, Receiver<Input>)> {
         let daemon = ServiceDaemon::new()?;
         let now = Instant::now();
-        let mut life =
-            Life { daemon, pulse_at: now + PULSE_EVERY, round_ends: Some(now + ROUND), echo_by: None };
+        let mut life = Life {
+            daemon,
+            pulse_at: now + PULSE_EVERY,
+            round_ends: Some(now + ROUND),
+            echo_by: None,
+            began: now,
+            full: false,
+        };
         self.sightings.begin_round();
-        let listening = listen(&life.daemon).and_then(|inputs| self.register(&mut life).map(|()| inputs));
+        let scoped = self.scope.apply(&life.daemon);
+        let listening = scoped.and_then(|()| listen(&life.daemon));
+        let listening = listening.and_then(|inputs| self.register(&mut life).map(|()| inputs));
         match listening {
             Ok(inputs) => Ok((life, inputs)),
             Err(error) => {
@@ -296,8 +360,11 @@ impl Supervisor {
         let Some(port) = self.port else { return Ok(()) };
         let name = self.own.to_string();
         let txt = [("v", PROTOCOL_VERSION.to_string()), ("id", name.clone())];
-        let service = ServiceInfo::new(SERVICE, &name, &format!("{name}.local."), "", port, &txt[..])?;
-        life.daemon.register(service.enable_addr_auto())?;
+        let only = self.scope.only_address();
+        let addresses = only.map(|address| address.to_string()).unwrap_or_default();
+        let service =
+            ServiceInfo::new(SERVICE, &name, &format!("{name}.local."), addresses.as_str(), port, &txt[..])?;
+        life.daemon.register(if only.is_some() { service } else { service.enable_addr_auto() })?;
         life.echo_by = Some(Instant::now() + ECHO_TIMEOUT);
         Ok(())
     }
@@ -307,9 +374,12 @@ impl Supervisor {
         match input {
             Input::Service(ServiceEvent::ServiceResolved(service)) => self.resolved(&service, life),
             Input::Service(ServiceEvent::ServiceRemoved(_, fullname)) => {
-                if let Some(instance) = self.sightings.lose(&fullname) {
+                if let Some(gone) = self.sightings.lose(&fullname) {
                     self.publish();
-                    self.emit(DiscoveryEvent::Lost(instance));
+                    self.emit(match gone {
+                        Gone::Peer(instance) => DiscoveryEvent::Lost(instance),
+                        Gone::Name(left) => DiscoveryEvent::Found(left),
+                    });
                 }
             }
             Input::Service(ServiceEvent::SearchStopped(_)) | Input::Gone => {
@@ -334,8 +404,14 @@ impl Supervisor {
                 self.publish();
                 self.emit(DiscoveryEvent::Found(found));
             }
+            Seen::Replaced(found, gone) => {
+                self.publish();
+                self.emit(DiscoveryEvent::Lost(gone));
+                self.emit(DiscoveryEvent::Found(found));
+            }
             Seen::Own => {
                 life.echo_by = None;
+                self.board.echo.store(ECHO_HEARD, Ordering::Relaxed);
                 self.well();
             }
             Seen::Known => {}
@@ -343,12 +419,14 @@ impl Supervisor {
                 self.board.malformed.fetch_add(1, Ordering::Relaxed);
             }
             Seen::NoRoom => {
+                life.full = true;
                 self.board.no_room.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 
-    fn look_at_clocks(&mut self, life: &mut Life) -> Option<String> {
+    /// What the time has come for; `Some` ends this life.
+    fn look_at_clocks(&mut self, life: &mut Life) -> Option<End> {
         let now = Instant::now();
         if life.round_ends.is_some_and(|at| now >= at) {
             life.round_ends = None;
@@ -358,19 +436,45 @@ impl Supervisor {
             }
         }
         if life.echo_by.is_some_and(|at| now >= at) {
-            return Some("this computer does not hear its own multicast; a firewall, VPN or missing network may block it".into());
+            self.board.echo.store(ECHO_MISSED, Ordering::Relaxed);
+            return Some(End::Failed("this computer does not hear its own multicast; a firewall, VPN or missing network may block it".into()));
         }
         if now >= life.pulse_at {
             life.pulse_at = now + PULSE_EVERY;
             let status = life.daemon.status().ok().and_then(|answer| answer.recv_timeout(PULSE_TIMEOUT).ok());
             if !matches!(status, Some(DaemonStatus::Running)) {
-                return Some("the mDNS thread does not answer".into());
+                return Some(End::Failed("the mDNS thread does not answer".into()));
             }
             if life.echo_by.is_none() {
                 self.well();
             }
+            if self.is_flooded(life, now) {
+                return Some(End::Renewed);
+            }
         }
         None
+    }
+
+    /// Strangers announced more than there is room for, here or in the library, and it is time to begin again.
+    fn is_flooded(&mut self, life: &Life, now: Instant) -> bool {
+        let metrics =
+            life.daemon.get_metrics().ok().and_then(|answer| answer.recv_timeout(PULSE_TIMEOUT).ok());
+        let kept = metrics.into_iter().flatten().filter(|(name, _)| name.starts_with("cached-"));
+        if kept.map(|(_, count)| count).sum::<i64>() > RECORDS_MAX {
+            return true;
+        }
+        let lived = now.saturating_duration_since(life.began);
+        if !life.full {
+            if lived >= self.renew_after {
+                self.renew_after = RENEW_FIRST;
+            }
+            return false;
+        }
+        if lived < self.renew_after {
+            return false;
+        }
+        self.renew_after = self.renew_after.saturating_mul(2).min(RENEW_MAX);
+        true
     }
 
     fn well(&mut self) {
@@ -382,7 +486,7 @@ impl Supervisor {
 
     fn finish(&self, life: &Life) {
         if self.port.is_some() {
-            let goodbye = life.daemon.unregister(&fullname(self.own));
+            let goodbye = life.daemon.unregister(&fullname(self.own, 1));
             let _ = goodbye.map(|sent| sent.recv_timeout(GOODBYE_TIMEOUT));
         }
         let _ = life.daemon.shutdown().map(|status| status.recv_timeout(GOODBYE_TIMEOUT));
@@ -403,10 +507,6 @@ impl Life {
     fn wake_at(&self) -> Instant {
         [self.round_ends, self.echo_by].into_iter().flatten().fold(self.pulse_at, Instant::min)
     }
-}
-
-fn fullname(instance: InstanceId) -> String {
-    format!("{instance}.{SERVICE}")
 }
 
 fn address(ip: &ScopedIp) -> (IpAddr, u32) {
@@ -449,4 +549,43 @@ fn forward<T: Send + 'static>(
 fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX);
     pause / 2 + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn next(discovery: &Discovery, what: &str, wanted: impl Fn(&DiscoveryEvent) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while let Ok(event) = discovery.events().recv_deadline(deadline) {
+            if wanted(&event) {
+                return;
+            }
+        }
+        panic!("not {what} within {SOON:?}; {:?} {:?}", discovery.stats(), discovery.peers());
+    }
+
+    #[test]
+    fn a_library_that_dies_is_told_and_started_again() {
+        let (one, two) = (InstanceId::random().unwrap(), InstanceId::random().unwrap());
+        let (first, second) = (Discovery::start(one).unwrap(), Discovery::start(two).unwrap());
+        first.advertise(4001);
+        second.advertise(4002);
+        next(&first, "found", |event| matches!(event, DiscoveryEvent::Found(peer) if peer.instance == two));
+        next(&second, "found", |event| matches!(event, DiscoveryEvent::Found(peer) if peer.instance == one));
+        first.commands.send(Command::Kill).unwrap();
+        next(&first, "told", |event| matches!(event, DiscoveryEvent::Unavailable { .. }));
+        next(&first, "well again", |event| *event == DiscoveryEvent::Available);
+        assert_eq!(first.stats().restarts, 1);
+        // It is announced again, and sees who comes.
+        let three = InstanceId::random().unwrap();
+        let third = Discovery::start(three).unwrap();
+        third.advertise(4003);
+        next(&third, "found", |event| matches!(event, DiscoveryEvent::Found(peer) if peer.instance == one));
+        next(&first, "found", |event| matches!(event, DiscoveryEvent::Found(peer) if peer.instance == three));
+        assert!(first.peers().iter().any(|peer| peer.instance == two), "who stayed is still known");
+        assert_eq!(first.hears_itself(), Some(true));
+    }
 }

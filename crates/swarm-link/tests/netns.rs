@@ -5,14 +5,14 @@
 
 use std::fmt::Write as _;
 use std::io::BufRead;
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use swarm_link::{
-    Connection, Discovery, DiscoveryEvent, Identity, InstanceId, LinkSettings, Listener, PEERS_MAX,
+    Connection, Discovery, DiscoveryEvent, Identity, InstanceId, LinkSettings, Listener, PEERS_MAX, Scope,
     SwarmSecret, dial,
 };
 use swarm_testkit::{NetLab, Proc, wait_for};
@@ -29,6 +29,13 @@ fn start(lab: &NetLab, node: usize, role: &str) -> Proc {
 /// The last word of the next line that contains `text`.
 fn word(process: &mut Proc, text: &str) -> String {
     process.expect(SOON, text).unwrap().split(' ').next_back().unwrap_or_default().to_owned()
+}
+
+/// What the finder knows of the node that it looks for.
+fn addresses(process: &mut Proc) -> Vec<String> {
+    process.say("addresses").unwrap();
+    let list = word(process, "addresses are");
+    list.split(',').filter(|address| *address != "are").map(str::to_owned).collect()
 }
 
 fn number(process: &mut Proc, command: &str) -> usize {
@@ -115,6 +122,14 @@ fn junk_floods_and_forged_goodbyes_do_not_hurt() {
     assert!(number(&mut finder, "malformed") > 0);
     assert!(number(&mut finder, "no_room") > 0);
     assert_eq!(number(&mut finder, "restarts"), 0);
+    // What the flood made this process hold is bounded.
+    let memory = number(&mut finder, "peak_mib");
+    assert!(memory < 200, "{memory} MiB");
+    // One that comes while the list is full of services that do not exist is found all the same.
+    let mut late = start(&lab, 0, "serve");
+    let late = word(&mut late, "serving as").to_owned();
+    wait_for(SOON + SOON, "the newcomer", || finder.output().contains(&format!("found {late}"))).unwrap();
+    assert!(number(&mut finder, "renewals") > 0);
     assert!(!finder.output().contains('\u{1b}'), "a stranger's name reached the terminal");
     // Whether a goodbye in the name of the server is believed or not, its link does not care.
     stranger.say("forge a goodbye").unwrap();
@@ -124,12 +139,109 @@ fn junk_floods_and_forged_goodbyes_do_not_hurt() {
 }
 
 #[test]
+fn a_node_with_several_interfaces_is_one_peer_and_is_reached_over_any_of_them() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    lab.add_cable(0, 1).unwrap();
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    finder.expect(SOON, "it answered: hello").unwrap();
+    let both = |list: &[String]| {
+        ["10.77.0.1:", "10.78.0.1:"].iter().all(|ip| list.iter().any(|address| address.starts_with(ip)))
+    };
+    let mut list = Vec::new();
+    wait_for(SOON, "both addresses", || {
+        list = addresses(&mut finder);
+        both(&list)
+    })
+    .unwrap();
+    let mut once = list.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), list.len(), "{list:?}");
+    assert_eq!(number(&mut finder, "peers"), 1);
+    // One cable is cut: the other will do.
+    lab.set_link(0, false).unwrap();
+    finder.say("dial").unwrap();
+    let reached = word(&mut finder, "reached it at");
+    assert!(!reached.starts_with("10.77."), "{reached}");
+    lab.set_link(0, true).unwrap();
+    // One that uses only one interface is announced there, with what it has there, and hears nothing elsewhere.
+    let mut scoped = start(&lab, 0, "serve-on eth1");
+    let scoped_instance = word(&mut scoped, "serving as");
+    let mut other = start(&lab, 1, &format!("find {scoped_instance}"));
+    other.expect(SOON, "it answered: hello").unwrap();
+    let list = addresses(&mut other);
+    assert!(list.iter().any(|address| address.starts_with("10.78.0.1:")), "{list:?}");
+    assert!(!list.iter().any(|address| address.starts_with("10.77.")), "{list:?}");
+    let mut bound = start(&lab, 0, "serve-at 10.77.0.1");
+    let bound_instance = word(&mut bound, "serving as");
+    let mut third = start(&lab, 1, &format!("find {bound_instance}"));
+    third.expect(SOON, "it answered: hello").unwrap();
+    let list = addresses(&mut third);
+    assert!(list.iter().all(|address| address.starts_with("10.77.0.1:")), "{list:?}");
+}
+
+#[test]
+fn a_node_that_changes_its_address_is_found_at_the_new_one() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    let mut server = start(&lab, 0, "serve-on eth0");
+    let instance = word(&mut server, "serving as");
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    finder.expect(SOON, "it answered: hello").unwrap();
+    lab.move_to(0, 50).unwrap();
+    wait_for(SOON + SOON, "the new address alone", || {
+        let list = addresses(&mut finder);
+        let starts = |start: &str| list.iter().any(|address| address.starts_with(start));
+        starts("10.77.0.50:") && !starts("10.77.0.1:")
+    })
+    .unwrap();
+    finder.say("dial").unwrap();
+    let reached = word(&mut finder, "reached it at");
+    assert!(reached.starts_with("10.77.0.50:"), "{reached}");
+}
+
+#[test]
+fn a_stranger_of_the_same_name_does_not_hide_a_node() {
+    let Some(lab) = NetLab::open(3).unwrap() else { return };
+    let mut server = start(&lab, 0, "serve");
+    let instance = word(&mut server, "serving as");
+    let mut impostor = start(&lab, 2, &format!("impostor {instance}"));
+    // Renamed, it still knows its own announcement.
+    impostor.expect(SOON, "it hears itself").unwrap();
+    let mut finder = start(&lab, 1, &format!("find {instance}"));
+    finder.expect(SOON, "it answered: hello").unwrap();
+    wait_for(SOON, "both services", || {
+        let list = addresses(&mut finder);
+        [0, 2]
+            .iter()
+            .all(|&node| list.iter().any(|address| address.starts_with(&format!("{}:", lab.address(node)))))
+    })
+    .unwrap();
+    assert_eq!(number(&mut finder, "peers"), 1);
+    finder.say("dial").unwrap();
+    let reached = word(&mut finder, "reached it at");
+    assert!(!reached.starts_with(&format!("{}:", lab.address(2))), "{reached}");
+    // Its goodbye is not the node's.
+    assert!(impostor.finish(SOON).unwrap().status.success());
+    wait_for(SOON, "one service", || {
+        let list = addresses(&mut finder);
+        !list.is_empty() && !list.iter().any(|address| address.starts_with(&format!("{}:", lab.address(2))))
+    })
+    .unwrap();
+    assert!(!finder.output().contains(&format!("lost {instance}")), "{}", finder.output());
+}
+
+#[test]
 #[ignore = "one half of the other tests, started by them"]
 fn one_process_of_the_network() {
     let role = std::env::var(ROLE).expect("this test is a part of the others and is started by them");
     println!();
     match role.split_once(' ') {
-        None => serve(),
+        None => serve(Scope::default()),
+        Some(("serve-on", name)) => serve(Scope { interfaces: vec![name.into()], address: None }),
+        Some(("serve-at", ip)) => serve(Scope { interfaces: Vec::new(), address: Some(ip.parse().unwrap()) }),
+        Some(("impostor", instance)) => impostor(InstanceId::parse(instance).unwrap()),
         Some(("find", instance)) => find(InstanceId::parse(instance).unwrap()),
         Some((_, instance)) => junk(instance),
     }
@@ -140,10 +252,13 @@ fn identity() -> Identity {
 }
 
 /// Returns every message, until stdin closes.
-fn serve() {
+fn serve(scope: Scope) {
     let identity = identity();
-    let listener = Listener::bind(0, &identity, &LinkSettings::default()).unwrap();
-    let discovery = Discovery::start(identity.instance()).unwrap();
+    let listener = match scope.address {
+        Some(ip) => Listener::bind_to((ip, 0).into(), &identity, &LinkSettings::default()).unwrap(),
+        None => Listener::bind(0, &identity, &LinkSettings::default()).unwrap(),
+    };
+    let discovery = Discovery::start_in(identity.instance(), scope).unwrap();
     discovery.advertise(listener.port());
     println!("serving as {}", identity.instance());
     let connections = listener.connections().clone();
@@ -157,6 +272,19 @@ fn serve() {
             });
         }
     });
+    for line in std::io::stdin().lock().lines() {
+        line.unwrap();
+    }
+}
+
+/// Announces itself in the name of another node, takes connections, and says nothing on them.
+fn impostor(instance: InstanceId) {
+    let listener = TcpListener::bind("[::]:0").unwrap();
+    let discovery = Discovery::start(instance).unwrap();
+    discovery.advertise(listener.local_addr().unwrap().port());
+    wait_for(SOON, "its own announcement", || discovery.hears_itself().is_some()).unwrap();
+    println!("it {} itself", if discovery.hears_itself() == Some(true) { "hears" } else { "does not hear" });
+    thread::spawn(move || listener.incoming().collect::<Vec<_>>());
     for line in std::io::stdin().lock().lines() {
         line.unwrap();
     }
@@ -195,9 +323,32 @@ fn find(wanted: InstanceId) {
             "no_room" => println!("no_room is {}", discovery.stats().no_room),
             "doubt" => discovery.doubt(wanted),
             "restarts" => println!("restarts is {}", discovery.stats().restarts),
+            "renewals" => println!("renewals is {}", discovery.stats().renewals),
+            "peak_mib" => println!("peak_mib is {}", peak_mib()),
+            "addresses" => println!("addresses are {}", listed(&discovery, wanted).join(",")),
+            "dial" => {
+                let peers = discovery.peers();
+                let found = peers.iter().find(|peer| peer.instance == wanted).unwrap();
+                let link = dial(&found.addresses, &identity, &settings, Duration::from_secs(8)).unwrap();
+                assert_eq!(link.peer.instance, wanted);
+                println!("reached it at {}", link.peer.address);
+            }
             text => ask(&mut link, text),
         }
     }
+}
+
+fn listed(discovery: &Discovery, wanted: InstanceId) -> Vec<String> {
+    let peers = discovery.peers();
+    let found = peers.iter().find(|peer| peer.instance == wanted);
+    found.iter().flat_map(|peer| &peer.addresses).map(ToString::to_string).collect()
+}
+
+/// Most memory that this process has had, in MiB.
+fn peak_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 fn tell(event: &DiscoveryEvent) {

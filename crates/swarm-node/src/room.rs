@@ -69,6 +69,8 @@ pub enum SearchEvent {
 /// A worker with its control connection.
 pub(crate) struct Member {
     pub name: String,
+    /// The static key of its machine.
+    pub key: [u8; 32],
     pub hello: Hello,
     /// Where it can be dialled, best first.
     pub addresses: Vec<SocketAddr>,
@@ -430,7 +432,7 @@ impl<'a> Search<'a> {
                     if let Some(member) = self.take(answer, &members) {
                         if let Some(remembered) = &mut remembered && let Some(&address) = member.addresses.first() {
                             // Losing the list costs nothing but a search next time.
-                            let _ = remembered.note_reached(address);
+                            let _ = remembered.note_reached(address, &member.key);
                         }
                         members.push(member);
                         if members.len() >= self.search.at_least {
@@ -566,7 +568,8 @@ pub(crate) fn greet(
     let mut known = vec![peer.address];
     known.extend(addresses.iter().copied().filter(|address| *address != peer.address));
     let name = control::node_name(&hello.name, &hello.node_id);
-    Ok((Member { name, hello, addresses: known, control, closer, pulse: Arc::default() }, receiver))
+    let key = peer.static_key;
+    Ok((Member { name, key, hello, addresses: known, control, closer, pulse: Arc::default() }, receiver))
 }
 
 /// Reads a member's control connection until it ends, and has it pinged meanwhile.

@@ -108,6 +108,53 @@ impl NetLab {
     pub fn set_link(&self, node: usize, up: bool) -> Result<()> {
         ip(&["-n", &self.hub, "link", "set", &format!("port{node}"), if up { "up" } else { "down" }])
     }
+
+    /// Lays a second cable between two nodes: `eth1` at both ends, with the addresses `10.78.0.<node + 1>/24`.
+    pub fn add_cable(&self, one: usize, two: usize) -> Result<()> {
+        let ends = [one, two].map(|node| self.name(node));
+        let [first, second] = ends;
+        ip(&["-n", first, "link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns", second])?;
+        for (node, name) in [one, two].into_iter().zip(ends) {
+            ip(&["-n", name, "addr", "add", &format!("10.78.0.{}/24", node + 1), "dev", "eth1"])?;
+            ip(&["-n", name, "link", "set", "eth1", "up"])?;
+        }
+        Ok(())
+    }
+
+    /// Gives `node` another IPv4 address, `10.77.0.<last>/24`, instead of its own.
+    pub fn move_to(&self, node: usize, last: u8) -> Result<()> {
+        ip(&["-n", self.name(node), "-4", "addr", "flush", "dev", "eth0"])?;
+        ip(&["-n", self.name(node), "addr", "add", &format!("10.77.0.{last}/24"), "dev", "eth0"])?;
+        ip(&["-n", self.name(node), "route", "replace", "224.0.0.0/4", "dev", "eth0"])?;
+        ip(&["-n", self.name(node), "route", "replace", "default", "dev", "eth0"])
+    }
+
+    /// The network carries no multicast from one node to another, or carries it again; each hears itself all the same.
+    pub fn set_multicast(&self, on: bool) -> Result<()> {
+        self.set_ports(&["mcast_flood", if on { "on" } else { "off" }])
+    }
+
+    /// The network keeps its clients apart, as the access point of a guest Wi-Fi does: multicast goes through, but no
+    /// frame from one node to another.
+    pub fn isolate_clients(&self) -> Result<()> {
+        self.set_ports(&["learning", "off", "flood", "off"])?;
+        self.set_ports(&["fdb_flush"])
+    }
+
+    fn set_ports(&self, flags: &[&str]) -> Result<()> {
+        for node in 0..self.nodes.len() {
+            let port = format!("port{node}");
+            let start = ["-n", &self.hub, "link", "set", "dev", &port, "type", "bridge_slave"];
+            ip(&[&start[..], flags].concat())?;
+        }
+        Ok(())
+    }
+
+    /// From now on no process of `node` that begins to listen to multicast hears any, not even its own.
+    pub fn forbid_multicast(&self, node: usize) -> Result<()> {
+        let script = "echo 0 > /proc/sys/net/ipv4/igmp_max_memberships; echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6";
+        ip(&["netns", "exec", self.name(node), "sh", "-c", script])
+    }
 }
 
 impl Drop for NetLab {

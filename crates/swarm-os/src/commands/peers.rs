@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use swarm_link::Remembered;
 use swarm_node::pairing::tell_members;
 
 use crate::args::{ForgetArgs, PeersArgs};
@@ -48,9 +49,13 @@ pub fn forget(args: &ForgetArgs) -> Result<(), Failure> {
         text::note("nodes that run already stay in the old swarm until they are started again");
         return Ok(());
     };
-    let others =
+    let mut others =
         args.peer.iter().map(|peer| settings::peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
     let peer = identity.forget(name)?;
+    let mut remembered = Remembered::load(folders.state());
+    // A list that cannot be written costs a try of an old address.
+    let _ = remembered.forget(&peer.key);
+    others.extend(remembered.addresses().into_iter().map(|address| vec![address]));
     let within = Duration::from_secs(u64::from(args.wait.unwrap_or(LOOK)));
     // Nobody to tell: nobody to wait for.
     let rest: Vec<_> = identity.peers().into_iter().filter(|peer| peer.paired).collect();
