@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use swarm_link::{Connection, LinkError, PeerInfo, Receiver, Sender};
 use swarm_wire::{
-    CONTROL_BYTES_MAX, Control, ControlError, Hello, NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Role,
+    CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Hello, NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Role,
 };
 
 use crate::error::NodeError;
@@ -33,6 +33,19 @@ pub enum ControlFault {
     Link(#[from] LinkError),
     #[error(transparent)]
     Message(#[from] ControlError),
+}
+
+impl ControlFault {
+    /// What the peer is told when the connection is closed for this; `None` where it is not to blame.
+    pub fn code(&self) -> Option<CloseCode> {
+        match self {
+            Self::Link(error) => crate::refusals::link_code(error),
+            Self::Message(ControlError::TooLong { .. } | ControlError::Invalid { .. }) => {
+                Some(CloseCode::OverLimit)
+            }
+            Self::Message(_) => Some(CloseCode::Malformed),
+        }
+    }
 }
 
 impl ControlSender {
@@ -101,7 +114,8 @@ pub fn check_hello(peer: &PeerInfo, hello: &Hello) -> Result<(), NodeError> {
         return Err(NodeError::Protocol { node, theirs: hello.protocol_major, ours: PROTOCOL_MAJOR });
     }
     if hello.node_id != wire_id(peer.node) {
-        return Err(NodeError::BadPeer { node, what: "it gives another node's id".to_owned() });
+        let what = "it gives another node's id".to_owned();
+        return Err(NodeError::BadPeer { node, what, code: CloseCode::Unexpected });
     }
     if hello.numerics != swarm_kernels::NUMERICS {
         let (theirs, ours) = (hello.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());

@@ -14,17 +14,18 @@ use swarm_ring::{
     Action, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
 };
 use swarm_wire::{
-    Blame, Control, Frame, FrameHead, FrameView, Hidden, Limits, SessionId, StageTime, TokenOut, TokensView,
-    patch_sent_us,
+    Blame, CloseCode, Control, Frame, FrameHead, FrameView, Hidden, Limits, SessionId, StageTime, TokenOut,
+    TokensView, patch_sent_us,
 };
 
 use crate::clock::now_us;
 use crate::deadlines::{EXPLANATION, GRACE, IDLE};
 use crate::error::{NodeError, chain};
 use crate::outbox::Outbox;
+use crate::refusals::Refusals;
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
-use crate::stage_loop::{Inbound, Inbox};
+use crate::stage_loop::{Inbound, Inbox, InboxEnd};
 use crate::watch::{LapTrace, Meter, TRACE_LAPS_MAX};
 
 /// What the engine's callers ask of the compute thread.
@@ -108,6 +109,7 @@ pub(crate) struct Coordinator {
     /// What others may read while this works.
     pub meter: std::sync::Arc<Meter>,
     pub kv_bytes: std::sync::Arc<AtomicU64>,
+    pub refusals: std::sync::Arc<Refusals>,
     down: bool,
     owners: BTreeMap<SessionId, Owner>,
     departed: VecDeque<Departed>,
@@ -150,6 +152,7 @@ impl Coordinator {
             fault: std::sync::Arc::default(),
             meter: std::sync::Arc::default(),
             kv_bytes: std::sync::Arc::default(),
+            refusals: std::sync::Arc::default(),
             down: false,
             owners: BTreeMap::new(),
             departed: VecDeque::new(),
@@ -360,18 +363,22 @@ impl Coordinator {
 
     /// A frame from the tail.
     fn answer(&mut self, inbound: Inbound) -> Result<(), NodeError> {
-        let bad = |what: String| NodeError::BadPeer { node: "the tail".into(), what };
         // The view borrows the bytes, the rest of the loop needs `self`.
         let limits = self.limits;
-        match FrameView::decode(&inbound.bytes, &limits).map_err(|e| bad(e.to_string()))? {
+        match FrameView::decode(&inbound.bytes, &limits)
+            .map_err(|e| self.bad_tail(e.to_string(), e.code()))?
+        {
             FrameView::Tokens(view) => self.tokens(&view, &inbound)?,
             FrameView::Failed(failed) => match failed.session {
                 Some(session) => {
                     self.scheduler.session_failed(session, failed.blame, failed.text);
                 }
-                None => return Err(bad(format!("a stage gave up: {}", failed.text.escape_debug()))),
+                None => {
+                    let what = format!("a stage gave up: {}", failed.text.escape_debug());
+                    return Err(self.bad_tail(what, CloseCode::Unexpected));
+                }
             },
-            _ => return Err(bad("it sent something else than tokens".into())),
+            _ => return Err(self.bad_tail("it sent something else than tokens", CloseCode::Unexpected)),
         }
         if let Some(ring) = &self.ring {
             ring.inbox.recycle(inbound);
@@ -399,9 +406,12 @@ impl Coordinator {
         {
             self.measure(&departed, head.lap, trail, arrived_us, bytes_in);
         }
-        self.scheduler
-            .lap_arrived(now_us(), head, items)
-            .map_err(|error| NodeError::BadPeer { node: "the tail".into(), what: error.to_string() })
+        let arrived = self.scheduler.lap_arrived(now_us(), head, items);
+        arrived.map_err(|error| self.bad_tail(error.to_string(), CloseCode::Order))
+    }
+
+    fn bad_tail(&self, what: impl Into<String>, code: CloseCode) -> NodeError {
+        NodeError::BadPeer { node: self.tail(), what: what.into(), code }
     }
 
     fn measure(
@@ -470,7 +480,9 @@ impl Coordinator {
     fn note(&mut self, note: Note) -> Result<(), NodeError> {
         match self.read(note) {
             // A stage that lost its neighbour says so as well, and may be heard before the neighbour is missed.
-            Err(error @ NodeError::Refused { blame: Blame::Link, .. }) => Err(self.explained(error)),
+            Err(error @ (NodeError::Refused { blame: Blame::Link, .. } | NodeError::Broken { .. })) => {
+                Err(self.explained(error))
+            }
             read => read,
         }
     }
@@ -484,6 +496,13 @@ impl Coordinator {
             NoteKind::Says(message) => match *message {
                 Control::Refused(refused) if refused.epoch.is_none_or(|of| of == self.scheduler.epoch()) => {
                     let reason = crate::error::printable(&refused.reason);
+                    let at = |id| self.room.members.iter().position(|member| member.id() == id);
+                    if let Some(other) = refused.towards.and_then(at) {
+                        // Both may be well, and the way between them not.
+                        let link = format!("the link from {node} to {}", self.label(other));
+                        self.room.note_broken(note.node, other);
+                        return Err(NodeError::Broken { link, reason });
+                    }
                     Err(NodeError::Refused { node, blame: refused.blame, reason })
                 }
                 _ => Ok(()),
@@ -498,6 +517,10 @@ impl Coordinator {
             Some(layers) => format!("{name} (layers {}..{})", layers.start, layers.end),
             None => name.to_owned(),
         }
+    }
+
+    fn tail(&self) -> String {
+        self.label(self.room.members.len().saturating_sub(1))
     }
 
     /// A lap missed its deadline. Who is silent the heartbeats know; a node that answers them is slow.
@@ -518,7 +541,15 @@ impl Coordinator {
 
     fn tail_ended(&mut self) -> NodeError {
         let why = self.ring.as_ref().and_then(|ring| ring.inbox.end());
-        self.link_ended(self.room.members.len().saturating_sub(1), &why.unwrap_or(LinkError::Closed))
+        why.as_ref().and_then(InboxEnd::code).into_iter().for_each(|code| self.refuse(code));
+        let error = match why {
+            Some(InboxEnd::Link(error)) => error,
+            Some(InboxEnd::Told(code)) => {
+                return self.explained(NodeError::Closed { node: self.tail(), code });
+            }
+            None => LinkError::Closed,
+        };
+        self.link_ended(self.room.members.len().saturating_sub(1), &error)
     }
 
     /// The data link with the `member`-th worker is gone.
@@ -534,6 +565,7 @@ impl Coordinator {
         while let Ok(note) = self.room.notes.recv_deadline(deadline) {
             match self.read(note) {
                 Err(lost @ NodeError::Lost { .. }) => return lost,
+                Err(_) if matches!(error, NodeError::Broken { .. }) => {}
                 Err(other) => error = other,
                 Ok(()) => {}
             }
@@ -541,7 +573,19 @@ impl Coordinator {
         error
     }
 
+    /// Tells the tail why its link is about to be closed.
+    fn refuse(&self, code: CloseCode) {
+        if let Some(ring) = &self.ring {
+            ring.inbox.refuse(&self.refusals, self.scheduler.epoch(), code);
+        }
+    }
+
     fn ring_lost(&mut self, error: &NodeError) {
+        if let (NodeError::BadPeer { code, .. }, Some(tail)) = (error, self.room.members.last()) {
+            // Only the tail speaks to this thread, and who breaks the protocol is done without.
+            self.refuse(*code);
+            self.room.give_up(tail, error.chain());
+        }
         let text = error.chain();
         self.scheduler.fail(&SessionError::RingLost { blame: error.blame(), text: text.clone() });
         self.take_down(text);

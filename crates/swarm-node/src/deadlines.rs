@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use swarm_ring::Heartbeat;
+
 /// A wait that ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
@@ -27,13 +29,13 @@ macro_rules! deadlines {
 
 deadlines! {
     /// A heartbeat goes to every member this often, from a thread that never computes.
-    HEARTBEAT = 250;
+    HEARTBEAT = Heartbeat::PING_EVERY_US / 1000;
     /// A member that left heartbeats unanswered for so long is suspected; `status` and errors say so.
-    SUSPECT = 1_000;
+    SUSPECT = Heartbeat::PING_EVERY_US * Heartbeat::SUSPECT_PINGS as u64 / 1000;
     /// A member that left heartbeats unanswered for so long is dead: its links are closed, the answer ends with an error.
-    DEAD = 3_000;
+    DEAD = Heartbeat::PING_EVERY_US * Heartbeat::DEAD_PINGS as u64 / 1000;
     /// A batch that the next node does not acknowledge, a second more for each 64 kB on the way; then the link is closed and the answer ends with an error.
-    ACKNOWLEDGE = 3_000;
+    ACKNOWLEDGE = 2_500;
     /// The pings of a coordinator; without one a worker takes it for gone and frees its stage.
     COORDINATOR_SILENT = 8_000;
     /// The first message on a connection to a worker; then it is closed.
@@ -177,6 +179,10 @@ mod tests {
                 DEAD.as_millis() < COORDINATOR_SILENT.as_millis() && COORDINATOR_SILENT.as_millis() < 10_000
             )
         };
+        // A receipt is looked for twice before it is missed, and that says who is to blame before the lap's deadline.
+        let missed_us = (ACKNOWLEDGE + 2 * HEARTBEAT).as_micros();
+        assert!(missed_us <= DEAD.as_micros());
+        assert!(missed_us <= u128::from(swarm_ring::Timers::default().lap_us_min));
         // A worker that waits for its memory is not taken for silent.
         const { assert!(STAGE_TURN.as_millis() < LOADING_SILENT.as_millis()) };
         assert!(ANSWER_SILENT.as_micros() > u128::from(swarm_ring::Timers::default().lap_us_max));

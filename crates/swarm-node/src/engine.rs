@@ -16,6 +16,7 @@ use crate::deadlines::ADMISSION;
 use crate::error::NodeError;
 use crate::generation::{Answering, Generation, Prompt, Request};
 use crate::heal::Live;
+use crate::refusals::Refusals;
 use crate::room::{SearchEvent, WorkerSearch};
 use crate::setup;
 use crate::watch::{EngineWatch, Meter};
@@ -155,6 +156,7 @@ pub(crate) struct Model {
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub context: usize,
+    pub refusals: Arc<Refusals>,
 }
 
 /// What one placement knows and never changes.
@@ -211,6 +213,7 @@ impl Engine {
             tokenizer,
             template,
             context,
+            refusals: Arc::default(),
         });
         let (live, info) = Live::start(&model, observer)?;
         Ok(Self { model, live: Mutex::new(live), info: Arc::new(RwLock::new(info)) })

@@ -1,6 +1,6 @@
 //! What can go wrong on a node, and whose fault it is.
 
-use swarm_wire::Blame;
+use swarm_wire::{Blame, CloseCode};
 
 /// Why a node could not do what it was asked. The text says what happened, to what, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,11 @@ pub enum NodeError {
     #[error("{node} {what}")]
     Lost { node: String, what: String },
     #[error("{node} broke the protocol: {what}")]
-    BadPeer { node: String, what: String },
+    BadPeer { node: String, what: String, code: CloseCode },
+    #[error("{link} broke: {reason}")]
+    Broken { link: String, reason: String },
+    #[error("{node} closed the link: {code}")]
+    Closed { node: String, code: CloseCode },
     #[error(
         "layers {}..{} need {} of memory here ({} of weights, {} of KV rows, {} of buffers), but {} are free; give this node fewer layers, or ask for a smaller --context",
         layers.start, layers.end, bytes_text(weights.saturating_add(*kv).saturating_add(*buffers)),
@@ -79,12 +83,24 @@ impl NodeError {
             Self::Refused { blame, .. } => *blame,
             Self::Link(_)
             | Self::Lost { .. }
+            | Self::Closed { .. }
+            | Self::Broken { .. }
             | Self::NoWorkers(_)
             | Self::Unpaired { .. }
             | Self::Stopped(_) => Blame::Link,
             Self::Protocol { .. } | Self::Numerics { .. } | Self::BadPeer { .. } => Blame::Peer,
             Self::System { .. } | Self::Identity(_) | Self::Bug(_) => Blame::Us,
             _ => Blame::Caller,
+        }
+    }
+
+    /// What the other end of a link is told that is closed for this; `None` where it is not to blame.
+    pub fn code(&self) -> Option<CloseCode> {
+        match self {
+            Self::BadPeer { code, .. } => Some(*code),
+            Self::Protocol { .. } | Self::Numerics { .. } => Some(CloseCode::Version),
+            Self::Link(error) => crate::refusals::link_code(error),
+            _ => None,
         }
     }
 

@@ -41,8 +41,16 @@ impl Live {
     /// The first placement.
     pub fn start(model: &Arc<Model>, observer: EngineObserver<'_>) -> Result<(Self, Arc<Info>), NodeError> {
         let mut room = setup::find_members(&model.config, &model.identity, observer, &model.checkpoint)?;
-        let epoch = setup::first_epoch();
-        let parts = setup::assemble(&ground(model, observer), &mut room, epoch)?;
+        let (mut epoch, mut tries) = (setup::first_epoch(), TRIES);
+        let parts = loop {
+            match setup::assemble(&ground(model, observer), &mut room, epoch) {
+                Ok(parts) => break parts,
+                Err(error) if tries > 1 && matches!(error, NodeError::Broken { .. }) => again(&error),
+                Err(error) => return Err(error),
+            }
+            room.release("the ring is placed anew");
+            (epoch, tries) = (Epoch(epoch.0.saturating_add(1)), tries - 1);
+        };
         let (commands, _) = unbounded();
         let mut live = Self {
             commands,
@@ -125,11 +133,13 @@ impl Live {
             tried += 1;
             remains.room.release("the ring is placed anew");
             let lost = self.part(&mut remains.room);
-            // A guest may serve somebody else by now, or lack the model: the others do without it.
-            if tried >= TRIES || !(lost || remains.room.dismiss(&guests)) {
+            // A guest may serve somebody else by now, or lack the model: the others do without it. And there may be
+            // another way than one that broke.
+            let other_way = lost || matches!(error, NodeError::Broken { .. });
+            if tried >= TRIES || !(other_way || remains.room.dismiss(&guests)) {
                 return Err(error);
             }
-            tracing::warn!("a placement failed and is made anew: {}", error.chain());
+            again(&error);
         }
     }
 
@@ -205,6 +215,7 @@ impl Live {
         coordinator.fault = info.fault.clone();
         coordinator.meter = info.meter.clone();
         coordinator.kv_bytes = info.kv_bytes.clone();
+        coordinator.refusals = model.refusals.clone();
         let cores = model.config.cores.clone();
         let body = move || {
             crate::machine::pin_caller(cores.as_deref());
@@ -224,6 +235,10 @@ impl Drop for Live {
         // The room ends with what is left.
         drop(self.stop());
     }
+}
+
+fn again(error: &NodeError) {
+    tracing::warn!("a placement failed and is made anew: {}", error.chain());
 }
 
 fn ground<'a>(model: &'a Arc<Model>, observer: EngineObserver<'a>) -> Ground<'a> {

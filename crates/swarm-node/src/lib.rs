@@ -26,6 +26,7 @@ mod outbox;
 pub mod pairing;
 mod perplexity;
 mod profile;
+mod refusals;
 mod room;
 mod runner;
 mod serve;

@@ -131,7 +131,10 @@ impl Survey<'_> {
                 let told = answer
                     .as_ref()
                     .and_then(|answer| answer.links.iter().find(|link| link.node_id == other.id()));
+                let id = room.members[from].id();
+                let measured = told.is_some_and(|link| link.bytes_per_s.is_some());
                 links[from + 1][to + 1] = match told {
+                    _ if room.is_broken(id, other.id(), measured) => None,
                     Some(told) => link_of(told),
                     // Nothing is known: at worst all goes the way over this node.
                     None => own.get(from).zip(own.get(to)).map(|(a, b)| Link {

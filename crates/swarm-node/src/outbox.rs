@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use swarm_link::LinkError;
-use swarm_wire::{ACK_BYTES, Ack, Epoch, Limits};
+use swarm_wire::{ACK_BYTES, Ack, Epoch, Limits, Receipt};
 
 use crate::clock::now_us;
 use crate::deadlines::{ACKNOWLEDGE, HEARTBEAT};
@@ -132,7 +132,11 @@ impl Receipts {
     }
 
     fn receipt(&self, bytes: &[u8]) -> Result<(), String> {
-        let ack = Ack::decode(bytes).map_err(|error| format!("sent no receipt: {error}"))?;
+        let receipt = Receipt::decode(bytes).map_err(|error| format!("sent no receipt: {error}"))?;
+        let ack = match receipt {
+            Receipt::Ack(ack) => ack,
+            Receipt::Closing(closing) => return Err(format!("closed the link: {}", closing.code)),
+        };
         if ack.epoch != self.epoch {
             return Err(format!("acknowledged a batch of {}, but the ring is at {}", ack.epoch, self.epoch));
         }
@@ -150,12 +154,12 @@ mod tests {
         assert_eq!(due.overdue(u64::MAX), None);
         due.add(4, 64, 1_000);
         due.add(5, 64_000, 2_000);
-        assert_eq!(due.overdue(3_001_999), None);
-        assert_eq!(due.overdue(3_002_000), Some((4, 3_001_000)));
+        assert_eq!(due.overdue(2_501_999), None);
+        assert_eq!(due.overdue(2_502_000), Some((4, 2_501_000)));
         assert!(due.acknowledge(5).is_err());
         // A second more for what was on its way.
-        assert_eq!(due.overdue(4_002_999), None);
-        assert_eq!(due.overdue(4_003_000), Some((5, 4_001_000)));
+        assert_eq!(due.overdue(3_502_999), None);
+        assert_eq!(due.overdue(3_503_000), Some((5, 3_501_000)));
         assert!(due.acknowledge(5).is_ok());
         assert!(due.acknowledge(6).is_err());
     }

@@ -3,8 +3,9 @@
 //! Members are found by mDNS, by `--peer`, and at the addresses where they were last reached. Each gets one control
 //! connection; a thread of its own reads it, and one thread pings all of them four times a second.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,21 +14,16 @@ use swarm_link::{
     Closer, Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, LinkSettings, PeerFound, Remembered,
     dial, shows_code,
 };
-use swarm_ring::ClockOffset;
-use swarm_wire::{Control, Hello, NextHop, NodeId, Ping, Role, Stats};
+use swarm_ring::{ClockOffset, Health, Heartbeat};
+use swarm_wire::{CloseCode, Control, Hello, NextHop, NodeId, Ping, Role, Stats};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlReceiver, ControlSender};
-use crate::deadlines::{DEAD, HEARTBEAT, SETTLE, SUSPECT, WELCOME};
+use crate::deadlines::{DEAD, HEARTBEAT, SETTLE, WELCOME};
 use crate::error::{NodeError, chain};
 use crate::outbox::OnSilence;
 use crate::worker::spawn;
 
-/// A member that leaves so many heartbeats in a row without an answer is dead. Pings are counted and not time, so
-/// that a coordinator that was stopped itself does not take the others for dead when it goes on.
-const UNANSWERED_MAX: u32 = (DEAD.as_millis() / HEARTBEAT.as_millis()) as u32;
-/// One that leaves so many is suspected.
-const UNANSWERED_SUSPECT: u32 = (SUSPECT.as_millis() / HEARTBEAT.as_millis()) as u32;
 /// Every so many heartbeats a member is asked what its stage counted.
 const STATS_EVERY: u64 = 4;
 /// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
@@ -83,8 +79,7 @@ pub(crate) struct Member {
 #[derive(Default)]
 pub(crate) struct Pulse {
     pub clock: Mutex<ClockOffset>,
-    /// Pings since the last pong.
-    unanswered: AtomicU32,
+    heartbeat: Mutex<Heartbeat>,
     lost: AtomicBool,
     /// The ring's links end with this member.
     in_ring: AtomicBool,
@@ -101,7 +96,7 @@ impl Pulse {
 
     /// Heartbeats went unanswered for a second.
     pub fn is_suspect(&self) -> bool {
-        self.unanswered.load(Ordering::Relaxed) > UNANSWERED_SUSPECT
+        lock(&self.heartbeat).health() >= Health::Suspect
     }
 }
 
@@ -159,10 +154,33 @@ pub(crate) struct Room {
     pub members: Vec<Member>,
     pub notes: Receiver<Note>,
     circle: Arc<Circle>,
+    /// Ways between members that broke while both were well, and were not measured since.
+    broken: Mutex<BTreeSet<(NodeId, NodeId)>>,
     _stop_pings: Sender<()>,
 }
 
 impl Room {
+    /// Gives a member up that is there and of no use.
+    pub fn give_up(&self, member: &Member, why: String) {
+        self.circle.lose(member.id(), &member.pulse, why);
+        member.closer.close();
+    }
+
+    /// The way from a node to the `other`-th member broke: the next placement does without it.
+    pub fn note_broken(&self, from: NodeId, other: usize) {
+        let to = self.members.get(other).map(Member::id);
+        lock(&self.broken).extend(to.map(|to| (from, to)));
+    }
+
+    /// The way between two members is not to be used, unless a measurement says that it is well.
+    pub fn is_broken(&self, from: NodeId, to: NodeId, measured: bool) -> bool {
+        let mut broken = lock(&self.broken);
+        if measured {
+            broken.remove(&(from, to));
+        }
+        broken.contains(&(from, to))
+    }
+
     /// Remembers a data link of the ring, which ends with any member of it.
     pub fn add_data_link(&self, closer: Closer) {
         lock(&self.circle.data_links).push(closer);
@@ -292,7 +310,13 @@ pub(crate) fn gather(
     let circle =
         Arc::new(Circle { pinged: Mutex::default(), data_links: Mutex::default(), notes: note_sink });
     let (stop, stopped) = bounded(0);
-    let mut room = Room { members: Vec::new(), notes, circle: circle.clone(), _stop_pings: stop };
+    let mut room = Room {
+        members: Vec::new(),
+        notes,
+        circle: circle.clone(),
+        broken: Mutex::default(),
+        _stop_pings: stop,
+    };
     if search.at_most > 0 && (search.discover || !search.peers.is_empty()) {
         // A worker that is not pinged takes its coordinator for dead, and others may be looked for much longer.
         start_pings(circle.clone(), stopped)?;
@@ -559,7 +583,10 @@ pub(crate) fn greet(
             let reason = crate::error::printable(&refused.reason);
             return Err(NodeError::Refused { node: unknown, blame: refused.blame, reason });
         }
-        _ => return Err(NodeError::BadPeer { node: unknown, what: "it did not say welcome".into() }),
+        _ => {
+            let what = "it did not say welcome".to_owned();
+            return Err(NodeError::BadPeer { node: unknown, what, code: CloseCode::Unexpected });
+        }
     };
     control::check_hello(&peer, &hello)?;
     // A name that cannot be written down is asked for at the next meeting.
@@ -588,7 +615,7 @@ pub(crate) fn follow(
         let why = loop {
             match receiver.receive(None) {
                 Ok(Control::Pong(pong)) => {
-                    pulse.unanswered.store(0, Ordering::Relaxed);
+                    lock(&pulse.heartbeat).pong();
                     lock(&pulse.clock).add(pong.sent_us, pong.node_us, now_us());
                 }
                 // The answer to the question that is open; nobody else reads it.
@@ -624,8 +651,9 @@ fn start_pings(circle: Arc<Circle>, stopped: Receiver<()>) -> Result<(), NodeErr
             id += 1;
             let pinged = lock(&circle.pinged).clone();
             for member in pinged {
-                if member.pulse.unanswered.fetch_add(1, Ordering::Relaxed) >= UNANSWERED_MAX {
-                    let silent_ms = HEARTBEAT.as_millis() * u128::from(UNANSWERED_MAX);
+                let health = lock(&member.pulse.heartbeat).ping();
+                if health == Health::Dead {
+                    let silent_ms = DEAD.as_millis();
                     circle.lose(member.node, &member.pulse, format!("it did not answer for {silent_ms} ms"));
                     member.closer.close();
                 }

@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_kernels::KvType;
-use swarm_link::{Closer, Connection, LinkSettings, dial};
+use swarm_link::{Closer, Connection, LinkError, LinkSettings, dial};
 use swarm_ring::Gate;
 use swarm_text::Tokenizer;
 use swarm_wire::{
-    Blame, Control, DataHello, DataKind, Epoch, Limits, Loading, NextHop, Prepare, Ready, Refused, Stats,
+    Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, Loading, NextHop, NodeId, Prepare, Ready,
+    Refused, Stats,
 };
 
 use crate::control::{self, ControlSender};
@@ -19,8 +20,9 @@ use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN};
 use crate::error::NodeError;
 use crate::machine;
 use crate::outbox::Outbox;
+use crate::refusals::Refusals;
 use crate::runner::StageRunner;
-use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone, Upstream, receive_frames};
+use crate::stage_loop::{Downstream, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, find_model, load, meter};
 use crate::watch::StageStatus;
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
@@ -116,11 +118,11 @@ impl StageHandle {
     }
 
     /// Gives the stage a data connection, one of each kind; a second one is closed.
-    pub fn connect(&self, kind: DataKind, connection: Connection) {
+    pub fn connect(&self, kind: DataKind, mut connection: Connection, refusals: &Refusals) {
         let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
         if joined.contains(&kind) {
             tracing::warn!("a data connection is closed: the stage has one of its kind");
-            return;
+            return refusals.tell(&mut connection.sender, self.epoch, CloseCode::Taken);
         }
         joined.push(kind);
         drop(joined);
@@ -197,6 +199,10 @@ impl StageBody {
             Err(error) if !self.torn_down() => {
                 let reason = error.chain();
                 let refused = Refused::new(error.blame(), &reason).of(self.order.epoch);
+                let refused = match (&error, &self.order.next) {
+                    (NodeError::Broken { .. }, Some(next)) => refused.towards(next.node_id),
+                    _ => refused.with_code(error.code()),
+                };
                 if self.control.send(&Control::Refused(refused)).is_err() {
                     // The coordinator cannot be told; make sure that it notices.
                     coordinator.close();
@@ -267,12 +273,15 @@ impl StageBody {
             segments: Vec::new(),
             trail: Vec::new(),
         };
-        stage.run(&inbox)?;
-        match inbox.end() {
+        let ended = stage.run(&inbox).and_then(|()| match inbox.end() {
             // Ours, or the coordinator's own end: nobody is to blame.
-            None | Some(swarm_link::LinkError::ClosedHere | swarm_link::LinkError::Closed) => Ok(()),
-            Some(error) => Err(error.into()),
+            None | Some(InboxEnd::Link(LinkError::ClosedHere | LinkError::Closed)) => Ok(()),
+            Some(end) => Err(end.into_error("the stage before this one")),
+        });
+        if let Err(Some(code)) = ended.as_ref().map_err(NodeError::code) {
+            inbox.refuse(&self.shared.refusals, self.order.epoch, code);
         }
+        ended
     }
 
     fn say(&self, message: &Control) -> Result<(), NodeError> {
@@ -347,7 +356,7 @@ impl StageBody {
             return Ok(());
         }
         let what = "it ordered a stage that does not fit the model".to_owned();
-        Err(NodeError::BadPeer { node: "the coordinator".into(), what })
+        Err(NodeError::BadPeer { node: "the coordinator".into(), what, code: CloseCode::Unexpected })
     }
 
     /// Waits for the upstream (and on the tail for the coordinator's connection), and dials the next stage when told
@@ -358,7 +367,7 @@ impl StageBody {
         if let Some(next) = &self.order.next {
             self.started.recv_deadline(deadline).map_err(|_| assembly("the order to start"))?;
             let link = self.dial(next)?;
-            downstream = Some(Downstream::Next(self.outbox(link, "the next stage")?));
+            downstream = Some(Downstream::Next(self.outbox(link, "the next stage", Some(next.node_id))?));
         }
         loop {
             (upstream, downstream) = match (upstream, downstream) {
@@ -370,7 +379,7 @@ impl StageBody {
                     upstream = Some(Upstream { receiver: link.receiver, receipts: link.sender });
                 }
                 Ok((DataKind::Tokens, link)) if self.order.tail && downstream.is_none() => {
-                    downstream = Some(Downstream::Coordinator(self.outbox(link, "the coordinator")?));
+                    downstream = Some(Downstream::Coordinator(self.outbox(link, "the coordinator", None)?));
                 }
                 Ok(_) => return Err(assembly("connections of its own kind, but another came")),
                 Err(RecvTimeoutError::Timeout) => return Err(assembly("the other stages")),
@@ -380,23 +389,36 @@ impl StageBody {
     }
 
     fn dial(&self, next: &NextHop) -> Result<Connection, NodeError> {
-        let link = dial_data(&self.shared.identity, next, self.order.epoch, DataKind::Hidden)?;
+        let link = dial_data(&self.shared.identity, next, self.order.epoch, DataKind::Hidden);
+        let link = link.map_err(|error| broken_on(&error))?;
         Closers::add(&self.closers, link.closer.clone());
         Ok(link)
     }
 
-    /// The sending end of a data connection to `whom`. When that one does not take what it is sent, the coordinator is
-    /// told and the stage ends.
-    fn outbox(&self, link: Connection, whom: &'static str) -> Result<Outbox, NodeError> {
+    /// The sending end of a data connection to `whom`, a worker's where `towards` says which. When that one does not take
+    /// what it is sent, the coordinator is told and the stage ends.
+    fn outbox(
+        &self,
+        link: Connection,
+        whom: &'static str,
+        towards: Option<NodeId>,
+    ) -> Result<Outbox, NodeError> {
         let (control, closers, epoch) = (self.control.clone(), self.closers.clone(), self.order.epoch);
         let silent = move |why: String| {
             let reason = format!("{whom} {why}");
             // A coordinator that has gone is noticed by the control thread.
-            let _ = control.send(&Control::Refused(Refused::new(Blame::Link, &reason).of(epoch)));
+            let refused = Refused { towards, ..Refused::new(Blame::Link, &reason).of(epoch) };
+            let _ = control.send(&Control::Refused(refused));
             Closers::close(&closers);
         };
         Outbox::new(link.sender, link.receiver, epoch, &self.order.limits, Box::new(silent))
     }
+}
+
+/// The link to the next stage is gone.
+pub(crate) fn broken_on(error: &dyn std::error::Error) -> NodeError {
+    let link = "the link to the next stage".to_owned();
+    NodeError::Broken { link, reason: crate::error::chain(error) }
 }
 
 /// Connects to a stage for `kind` and greets it.
@@ -412,6 +434,7 @@ pub(crate) fn dial_data(
         return Err(NodeError::BadPeer {
             node: format!("the node at {}", link.peer.address),
             what: "it is another one than the coordinator named".to_owned(),
+            code: CloseCode::Unexpected,
         });
     }
     let hello = DataHello { epoch, kind, from: control::wire_id(identity.node_id()) };

@@ -419,6 +419,12 @@ fn read_note(room: &Room, note: Note, epoch: Epoch) -> Result<Option<(usize, &Me
             Control::Refused(refused) if refused.epoch.is_some_and(|of| of != epoch) => Ok(None),
             Control::Refused(refused) => {
                 let reason = crate::error::printable(&refused.reason);
+                let at = |id| room.members.iter().position(|member| member.id() == id);
+                if let Some(other) = refused.towards.and_then(at) {
+                    room.note_broken(member.id(), other);
+                    let link = format!("the link from {node} to {}", room.members[other].name);
+                    return Err(NodeError::Broken { link, reason });
+                }
                 Err(NodeError::Refused { node, blame: refused.blame, reason })
             }
             message => Ok(Some((index, member, message))),

@@ -4,21 +4,23 @@
 //! chunk of a prompt arrives while this one is computed, and a slow stage slows its sender down instead of filling
 //! memory. Buffers go round; nothing is allocated per step once they have grown.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
 use swarm_ring::Gate;
 use swarm_wire::{
-    Ack, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId, OpenView, SegmentHead,
-    StageTime, Tokens, patch_sent_us,
+    Ack, CloseCode, Closing, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId,
+    OpenView, SegmentHead, StageTime, Tokens, patch_sent_us,
 };
 
 use crate::clock::now_us;
 use crate::error::NodeError;
 use crate::outbox::Outbox;
+use crate::refusals::Refusals;
 use crate::runner::{Failure, StageRunner};
+use crate::serve::broken_on;
 
 /// Frames that may wait for the compute thread: all batches that a ring of so many stages has on its way, and the
 /// beginning and end of every session. A slow stage must not keep the receiving thread from acknowledging.
@@ -43,9 +45,10 @@ pub(crate) enum Downstream {
 }
 
 impl Downstream {
-    fn outbox(&mut self) -> &mut Outbox {
+    fn send(&mut self, frame: &[u8]) -> Result<usize, NodeError> {
         match self {
-            Self::Next(outbox) | Self::Coordinator(outbox) => outbox,
+            Self::Next(outbox) => outbox.send(frame).map_err(|error| broken_on(&error)),
+            Self::Coordinator(outbox) => Ok(outbox.send(frame)?),
         }
     }
 }
@@ -81,7 +84,35 @@ pub(crate) struct StageCounters {
 pub(crate) struct Inbox {
     pub frames: Receiver<Inbound>,
     used: Sender<Vec<u8>>,
-    end: Receiver<LinkError>,
+    end: Receiver<InboxEnd>,
+    /// Shared with the receiving thread, which holds it only to write a receipt.
+    receipts: Arc<Mutex<swarm_link::Sender>>,
+}
+
+/// Why no more frames come.
+#[derive(Debug)]
+pub(crate) enum InboxEnd {
+    Link(LinkError),
+    /// The other end closed the link and said why.
+    Told(CloseCode),
+}
+
+impl InboxEnd {
+    /// What the other end is told of this; `None` where it is not to blame.
+    pub fn code(&self) -> Option<CloseCode> {
+        match self {
+            Self::Link(error) => crate::refusals::link_code(error),
+            Self::Told(_) => None,
+        }
+    }
+
+    /// The end of the link with `node` as an error.
+    pub fn into_error(self, node: &str) -> NodeError {
+        match self {
+            Self::Link(error) => error.into(),
+            Self::Told(code) => NodeError::Closed { node: node.to_owned(), code },
+        }
+    }
 }
 
 impl Inbox {
@@ -92,8 +123,17 @@ impl Inbox {
     }
 
     /// Why the link ended, once the frames have.
-    pub fn end(&self) -> Option<LinkError> {
+    pub fn end(&self) -> Option<InboxEnd> {
         self.end.try_recv().ok()
+    }
+
+    /// Counts `code` and tells it to the other end, whose link is about to be closed.
+    pub fn refuse(&self, refusals: &Refusals, epoch: Epoch, code: CloseCode) {
+        // A receipt that is not taken just now would not be followed by another message soon.
+        match self.receipts.try_lock() {
+            Ok(mut receipts) => refusals.tell(&mut receipts, epoch, code),
+            Err(_) => refusals.count(code),
+        }
     }
 }
 
@@ -105,7 +145,9 @@ pub(crate) struct Upstream {
 
 /// Receives, decrypts and acknowledges frames on a thread of its own until the link ends or the inbox is dropped.
 pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbox, NodeError> {
-    let Upstream { receiver: mut link, mut receipts } = upstream;
+    let Upstream { receiver: mut link, receipts } = upstream;
+    let receipts = Arc::new(Mutex::new(receipts));
+    let receipt_sink = receipts.clone();
     let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
     link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
     let (sink, frames) = bounded(queue(limits));
@@ -119,7 +161,11 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
                     let received_us = now_us();
                     // An end of the link is found when the next frame does not come.
                     if let Some(ack) = Ack::of(&bytes) {
+                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
                         let _ = receipts.send(&[&ack.encode()]);
+                    } else if let Ok(closing) = Closing::decode(&bytes) {
+                        let _ = last_word.send(InboxEnd::Told(closing.code));
+                        return;
                     }
                     let inbound = Inbound { bytes, received_us, wire_bytes: wire_bytes as u64 };
                     if sink.send(inbound).is_err() {
@@ -128,7 +174,7 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
                 }
                 Err(LinkError::Idle { .. }) => {}
                 Err(error) => {
-                    let _ = last_word.send(error);
+                    let _ = last_word.send(InboxEnd::Link(error));
                     return;
                 }
             }
@@ -138,7 +184,7 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
         .name("receive".into())
         .spawn(body)
         .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-    Ok(Inbox { frames, used, end })
+    Ok(Inbox { frames, used, end, receipts })
 }
 
 /// A stage at work between its upstream and its downstream.
@@ -188,8 +234,10 @@ impl StageLoop<'_> {
                 }
                 self.send_frame(&inbound.bytes)?;
             }
-            FrameView::Tokens(_) => return Err(self.broke("it sent tokens down the ring")),
-            _ => return Err(self.broke("it sent a frame of another protocol version")),
+            FrameView::Tokens(_) => {
+                return Err(broke("it sent tokens down the ring", CloseCode::Unexpected));
+            }
+            _ => return Err(broke("it sent a frame of another protocol version", CloseCode::Version)),
         }
         self.gauges();
         Ok(())
@@ -198,16 +246,18 @@ impl StageLoop<'_> {
     /// Decodes a frame that belongs to this placement and comes when it is due; `None` for a straggler of an older
     /// one, which must not touch the new KV rows.
     fn admit<'b>(&mut self, bytes: &'b [u8]) -> Result<Option<FrameView<'b>>, NodeError> {
-        let admitted = self.gate.admit(bytes).map_err(|error| self.broke(&error.to_string()));
+        let admitted = self.gate.admit(bytes).map_err(|error| broke(error.to_string(), error.code()));
         self.counters.frames_stale.store(self.gate.stale(), Ordering::Relaxed);
         admitted
     }
 
     /// A batch of hidden rows: the layers over it, and on the tail the head and the sampler.
     fn batch(&mut self, hidden: &HiddenView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
-        hidden.rows_into(self.runner.rows_mut(hidden.tokens())).map_err(|e| self.broke(&e.to_string()))?;
+        hidden
+            .rows_into(self.runner.rows_mut(hidden.tokens()))
+            .map_err(|e| broke(e.to_string(), CloseCode::Malformed))?;
         if !self.runner.rows().iter().all(|value| value.is_finite()) {
-            return Err(self.broke("it sent rows that are not numbers"));
+            return Err(broke("it sent rows that are not numbers", CloseCode::NotNumbers));
         }
         self.segments.clear();
         self.segments.extend(hidden.segments());
@@ -254,7 +304,7 @@ impl StageLoop<'_> {
             |error: swarm_wire::EncodeError| NodeError::Bug(format!("a frame cannot be encoded: {error}"));
         frame.encode(&self.limits, &mut self.out).map_err(ours)?;
         patch_sent_us(&mut self.out, now_us()).map_err(ours)?;
-        let sent = self.downstream.outbox().send(&self.out)?;
+        let sent = self.downstream.send(&self.out)?;
         self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(sent as u64)
     }
@@ -275,7 +325,7 @@ impl StageLoop<'_> {
     }
 
     fn send_frame(&mut self, bytes: &[u8]) -> Result<(), NodeError> {
-        let sent = self.downstream.outbox().send(bytes)?;
+        let sent = self.downstream.send(bytes)?;
         self.counters.bytes_out.fetch_add(sent as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -304,8 +354,8 @@ impl StageLoop<'_> {
         self.counters.kv_bytes.store(self.runner.kv_bytes() as u64, Ordering::Relaxed);
         self.counters.sessions.store(self.runner.sessions() as u64, Ordering::Relaxed);
     }
+}
 
-    fn broke(&self, what: &str) -> NodeError {
-        NodeError::BadPeer { node: "the stage before this one".to_owned(), what: what.to_owned() }
-    }
+fn broke(what: impl Into<String>, code: CloseCode) -> NodeError {
+    NodeError::BadPeer { node: "the stage before this one".to_owned(), what: what.into(), code }
 }

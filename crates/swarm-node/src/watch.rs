@@ -1,6 +1,6 @@
 //! What a running node shows of itself while it works, to whoever asks: `status` and the trace of an answer.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::Serialize;
@@ -100,6 +100,8 @@ pub struct EngineStatus {
     /// The way of the tokens from the tail.
     pub return_ms_p50: Option<f64>,
     pub nodes: Vec<NodeStatus>,
+    /// Links closed because of what came on them, by code, since the engine started.
+    pub links_refused: BTreeMap<&'static str, u64>,
 }
 
 /// One node of a ring, as its coordinator sees it.
@@ -173,6 +175,7 @@ impl EngineWatch {
             lap_ms_p99: ms(decode.lap_us.p99()),
             return_ms_p50: of(&decode.return_us),
             nodes,
+            links_refused: self.model.refusals.by_name(),
             tok_per_s: metered.speed(now_us()),
         }
     }
@@ -193,6 +196,8 @@ pub struct WorkerStatus {
     pub coordinators: usize,
     /// The stage it serves; absent while it waits.
     pub stage: Option<StageStatus>,
+    /// Links closed because of what came on them, by code, since the worker started.
+    pub links_refused: BTreeMap<&'static str, u64>,
 }
 
 /// A worker's stage, in numbers since it began.

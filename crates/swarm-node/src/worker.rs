@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener};
-use swarm_wire::{Blame, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, Pong, Refused, Role};
+use swarm_wire::{
+    Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, Pong, Refused, Role,
+};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlFault, ControlReceiver, ControlSender};
@@ -19,6 +21,7 @@ use crate::error::NodeError;
 use crate::link_probe::serve_probe;
 use crate::machine;
 use crate::measure::answer_measure;
+use crate::refusals::{Refusals, link_code};
 use crate::serve::{StageEvent, StageHandle};
 use crate::watch::WorkerStatus;
 
@@ -111,6 +114,7 @@ pub(crate) struct Shared {
     pub observer: WorkerObserver,
     pub(crate) listener: Listener,
     slot: Mutex<Option<Slot>>,
+    pub(crate) refusals: Refusals,
     /// Closes when the last stage that was begun has ended, which is later than its slot is free.
     pub last_stage: Mutex<Option<Receiver<()>>>,
     connections: Mutex<Connections>,
@@ -184,6 +188,7 @@ impl Worker {
             observer,
             listener,
             slot: Mutex::new(None),
+            refusals: Refusals::default(),
             last_stage: Mutex::default(),
             connections: Mutex::default(),
             stopped,
@@ -219,13 +224,14 @@ pub struct WorkerWatch {
 impl WorkerWatch {
     /// What it is doing.
     pub fn status(&self) -> WorkerStatus {
-        let Shared { config, identity, connections, slot, .. } = &*self.shared;
+        let Shared { config, identity, connections, slot, refusals, .. } = &*self.shared;
         WorkerStatus {
             name: control::node_name(&config.name, &control::wire_id(identity.node_id())),
             port: self.port,
             memory_bytes: control::memory_offered(config.memory_bytes),
             coordinators: lock(connections).coordinators.len(),
             stage: lock(slot).as_ref().map(|slot| slot.stage.status()),
+            links_refused: refusals.by_name(),
         }
     }
 }
@@ -290,9 +296,11 @@ fn accept(shared: &Arc<Shared>) {
         crossbeam_channel::select! {
             recv(shared.stopped) -> _ => return,
             recv(connections) -> connection => {
-                let Ok(connection) = connection else { return };
+                let Ok(mut connection) = connection else { return };
                 let Some(place) = Place::take(shared) else {
                     tracing::warn!("a connection is closed: {CONNECTIONS_MAX} others are served");
+                    // Its buffer is empty, so this does not wait.
+                    shared.refusals.tell(&mut connection.sender, Epoch(0), CloseCode::NoPlace);
                     continue;
                 };
                 if let Err(error) = spawn("serve", move || serve(&place.0, connection)) {
@@ -311,9 +319,13 @@ fn accept(shared: &Arc<Shared>) {
 fn serve(shared: &Arc<Shared>, mut connection: Connection) {
     let mut first = Vec::new();
     connection.receiver.set_message_bytes_max(swarm_wire::CONTROL_BYTES_MAX);
-    if connection.receiver.set_idle_timeout(Some(FIRST_MESSAGE)).is_err()
-        || connection.receiver.receive(&mut first).is_err()
-    {
+    if connection.receiver.set_idle_timeout(Some(FIRST_MESSAGE)).is_err() {
+        return;
+    }
+    if let Err(error) = connection.receiver.receive(&mut first) {
+        if let Some(code) = link_code(&error) {
+            shared.refusals.tell(&mut connection.sender, Epoch(0), code);
+        }
         return;
     }
     if first.len() == DATA_HELLO_BYTES
@@ -325,22 +337,40 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
     match Control::decode(&first) {
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
         Ok(Control::Probe) => serve_probe(connection),
-        Ok(_) => tracing::warn!("a peer did not say hello first"),
-        Err(error) => tracing::warn!("a peer's first message is refused: {error}"),
+        Ok(_) => refuse_first(shared, connection, CloseCode::Unexpected, "a hello has to come first"),
+        Err(error) if first.first() == Some(&b'{') => {
+            refuse_first(shared, connection, CloseCode::Malformed, &crate::error::chain(&error));
+        }
+        Err(_) => shared.refusals.tell(&mut connection.sender, Epoch(0), CloseCode::Malformed),
     }
+}
+
+/// Refuses a control connection by its first message.
+fn refuse_first(shared: &Shared, connection: Connection, code: CloseCode, why: &str) {
+    tracing::warn!("a peer's first message is refused: {}", crate::error::printable(why));
+    shared.refusals.count(code);
+    let (_, sender, _, _) = control::split(connection);
+    // Whoever does not hear it finds the link closed.
+    let _ = sender.send(&Control::Refused(Refused::new(Blame::Peer, why).with_code(Some(code))));
 }
 
 /// A data connection goes to the stage it belongs to, or is closed.
 fn data(shared: &Shared, mut connection: Connection, hello: &DataHello) {
+    let mut refuse = |code| shared.refusals.tell(&mut connection.sender, hello.epoch, code);
     if hello.from != control::wire_id(connection.peer.node) {
-        return;
+        return refuse(CloseCode::Unexpected);
     }
     if connection.receiver.set_idle_timeout(None).is_err() {
         return;
     }
     match &*lock(&shared.slot) {
-        Some(slot) if slot.epoch == hello.epoch => slot.stage.connect(hello.kind, connection),
-        _ => tracing::warn!("a data connection for {} does not belong to the stage served", hello.epoch),
+        Some(slot) if slot.epoch == hello.epoch => {
+            slot.stage.connect(hello.kind, connection, &shared.refusals);
+        }
+        _ => {
+            tracing::warn!("a data connection for {} does not belong to the stage served", hello.epoch);
+            shared.refusals.tell(&mut connection.sender, hello.epoch, CloseCode::Epoch);
+        }
     }
 }
 
@@ -349,7 +379,9 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     let (peer, sender, mut receiver, closer) = control::split(connection);
     let name = control::node_name(&hello.name, &hello.node_id);
     if let Err(error) = control::check_hello(&peer, hello) {
-        let _ = sender.send(&Control::Refused(Refused::new(error.blame(), &error.chain())));
+        error.code().into_iter().for_each(|code| shared.refusals.count(code));
+        let refused = Refused::new(error.blame(), &error.chain()).with_code(error.code());
+        let _ = sender.send(&Control::Refused(refused));
         return;
     }
     let (config, id) = (&shared.config, control::wire_id(shared.identity.node_id()));
@@ -399,7 +431,14 @@ fn control_loop(
             Err(ControlFault::Link(swarm_link::LinkError::Closed)) => {
                 return "it closed the connection".to_owned();
             }
-            Err(error) => return error.to_string(),
+            Err(error) => {
+                if let Some(code) = error.code() {
+                    shared.refusals.count(code);
+                    let refused = Refused::new(Blame::Peer, &error.to_string()).with_code(Some(code));
+                    let _ = sender.send(&Control::Refused(refused));
+                }
+                return error.to_string();
+            }
         };
         let answer = match message {
             Control::Ping(ping) => {
@@ -409,6 +448,7 @@ fn control_loop(
                 Ok(()) => Ok(()),
                 Err(error) => {
                     let refused = Refused::new(error.blame(), &error.chain()).of(order.epoch);
+                    let refused = refused.with_code(error.code());
                     sender.send(&Control::Refused(refused))
                 }
             },
@@ -434,7 +474,12 @@ fn control_loop(
                 Ok(())
             }
             Control::Bye => return "it said goodbye".to_owned(),
-            _ => return "it sent a message that is not for a worker".to_owned(),
+            _ => {
+                let (code, why) = (CloseCode::Unexpected, "it sent a message that is not for a worker");
+                shared.refusals.count(code);
+                let _ = sender.send(&Control::Refused(Refused::new(Blame::Peer, why).with_code(Some(code))));
+                return why.to_owned();
+            }
         };
         if let Err(error) = answer {
             return error.to_string();

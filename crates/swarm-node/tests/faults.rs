@@ -105,52 +105,6 @@ fn a_batch_that_is_not_acknowledged_is_missed_though_heartbeats_are_answered() {
 }
 
 #[test]
-fn rows_that_are_not_numbers_never_reach_a_stage() {
-    let model = model("llama", 2);
-    let identity = identity();
-    let worker = worker(&identity, &model.path, Arc::new(|_| {}));
-    let mut caller = Caller::greet(&identity, worker.port());
-    let epoch = Epoch(3);
-    let order = Caller::order(&model.path, epoch);
-    let (limits, width) = (order.limits, order.limits.width as usize);
-    caller.prepare(order);
-    let (mut hidden, mut tokens) = caller.join(epoch);
-    let session = swarm_wire::SessionId(1);
-    let mut rows = vec![0.5; width];
-    rows[width / 2] = f32::NAN;
-    let segments =
-        [swarm_wire::SegmentHead { session, position: Default::default(), tokens: 1, sample: true }];
-    let head = swarm_wire::FrameHead { epoch, lap: 1 };
-    let trail = [swarm_wire::StageTime::default()];
-    let mut bytes = Vec::new();
-    for frame in [
-        swarm_wire::Frame::Open(swarm_wire::Open {
-            epoch,
-            session,
-            sampling: Default::default(),
-            prompt: &[1],
-            logits_hash: false,
-        }),
-        swarm_wire::Frame::Hidden(swarm_wire::Hidden {
-            head,
-            segments: &segments,
-            trail: &trail,
-            rows: &rows,
-        }),
-    ] {
-        frame.encode(&limits, &mut bytes).unwrap();
-        hidden.sender.send(&[&bytes]).unwrap();
-    }
-    let why = caller.talk.hear_until(|message| match message {
-        Control::Refused(refused) => Some(refused),
-        _ => None,
-    });
-    assert_eq!((why.blame, why.epoch), (swarm_wire::Blame::Peer, Some(epoch)));
-    assert!(why.reason.contains("not numbers"), "{}", why.reason);
-    assert!(ends(&mut tokens, Duration::from_secs(2)) && ends(&mut hidden, Duration::from_secs(2)));
-}
-
-#[test]
 fn a_stopped_worker_does_not_keep_the_engine_from_ending() {
     let model = model("llama", 2);
     let identity = identity();

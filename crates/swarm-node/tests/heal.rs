@@ -11,6 +11,7 @@ use common::puppet::{Caller, Puppet};
 use common::{Room, alone, answer, config, identity, model, request};
 use swarm_link::Identity;
 use swarm_node::{Engine, EngineConfig, Finish, Worker, WorkerConfig, WorkerSearch};
+use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::wait_for;
 use swarm_wire::{Control, Epoch};
 
@@ -127,6 +128,55 @@ fn a_node_that_serves_somebody_else_by_now_is_done_without() {
     assert_eq!(engine.nodes().len(), 1);
     answer(&engine, 3);
     drop(other);
+}
+
+/// The way from one worker to the next is cut in one direction, and the coordinator reaches both.
+fn cut_between(way: &str) {
+    let model = model("llama", 4);
+    let want = alone(&model.path, 8);
+    let identity = identity();
+    let room = Room::new(&identity, &model.path, 3);
+    let address = |index: usize| ([127, 0, 0, 1], room.workers[index].port()).into();
+    let middle: std::net::SocketAddr = address(1);
+    let relay = Relay::to(&middle.to_string(), Settings::default()).unwrap();
+    let peers = vec![vec![address(0)], vec![relay.address()], vec![address(2)]];
+    let search = WorkerSearch { peers, ..room.search() };
+    let engine = Engine::start(&config(&model.path, search), &identity, &|_| {}).unwrap();
+    let order = |engine: &Engine| -> Vec<String> {
+        engine.nodes().iter().skip(1).map(|node| node.name[..7].to_owned()).collect()
+    };
+    assert_eq!(order(&engine), ["worker0", "worker1", "worker2"]);
+    let mut generation = engine.generate(request(450)).unwrap();
+    assert!(generation.next().is_some());
+    // Through the relay go the coordinator's control connection and, since then, the neighbour's rows.
+    relay.command(&format!("cut {way} newest")).unwrap();
+    let cut = Instant::now();
+    // Without receipts the answer may come to its end before they are missed.
+    let why = match generation.finish().finish {
+        Finish::Error(why) => why,
+        _ => {
+            wait_for(SOON, "the ring to be given up", || engine.fault().is_some()).unwrap();
+            engine.fault().unwrap()
+        }
+    };
+    assert!(cut.elapsed() < Duration::from_secs(6), "{way}: {:?}", cut.elapsed());
+    let names = ["the link from worker0-", " (layers 1..2) to worker1-", " (layers 2..3)"];
+    assert!(names.iter().all(|part| why.contains(part)), "{way}: {why}");
+    // Nobody is lost, and the next placement does not go that way.
+    assert_eq!(answer(&engine, 8).token_ids, want.token_ids);
+    let order = order(&engine);
+    assert!(!order.windows(2).any(|pair| pair == ["worker0", "worker1"]), "{order:?}");
+    assert_eq!(order.len(), 3, "{order:?}");
+}
+
+#[test]
+fn a_cut_on_the_way_to_the_next_worker_is_named_and_gone_round() {
+    cut_between("up");
+}
+
+#[test]
+fn a_cut_on_the_way_back_from_the_next_worker_is_named_and_gone_round() {
+    cut_between("down");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 
 use swarm_wire::{
-    Blame, DataKind, DecodeError, Epoch, FrameKind, FrameView, Limits, Position, SegmentHead, SessionId, peek,
+    Blame, CloseCode, DataKind, DecodeError, Epoch, FrameKind, FrameView, Limits, Position, SegmentHead,
+    SessionId, peek,
 };
 
 /// The admission of frames at a stage: epoch, kind, limits, lap order.
@@ -50,6 +51,16 @@ impl GateError {
     /// The sender's fault.
     pub const fn blame(&self) -> Blame {
         Blame::Peer
+    }
+
+    /// What the sender is told when its link is closed.
+    pub const fn code(&self) -> CloseCode {
+        match self {
+            Self::Malformed(error) => error.code(),
+            Self::FutureEpoch { .. } => CloseCode::Epoch,
+            Self::Tokens => CloseCode::Unexpected,
+            Self::LapOrder { .. } => CloseCode::Order,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::percentiles::Percentiles;
 /// itself; until there is a measurement the first numbers hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timers {
-    /// No lap is overdue before this.
+    /// No lap is overdue before this. Longer than a receipt may take, which says better who is to blame.
     pub lap_us_min: u64,
     /// A decode lap is overdue after this many times the measured 99th percentile, a prefill lap
     /// after this many times the measured 99th percentile per row.
@@ -22,7 +22,7 @@ pub struct Timers {
 impl Default for Timers {
     fn default() -> Self {
         Self {
-            lap_us_min: 1_000_000,
+            lap_us_min: 3_500_000,
             factor: 8,
             first_lap_us: 10_000_000,
             first_row_us: 500_000,
@@ -86,9 +86,9 @@ mod tests {
         assert_eq!(clock.allowance_us(&timers, decode), 10_500_000);
         assert_eq!(clock.allowance_us(&timers, prefill), 42_000_000);
         clock.add(decode, 30_000);
-        assert_eq!(clock.allowance_us(&timers, decode), 1_000_000);
-        clock.add(decode, 400_000);
-        assert_eq!(clock.allowance_us(&timers, decode), 3_200_000);
+        assert_eq!(clock.allowance_us(&timers, decode), 3_500_000);
+        clock.add(decode, 500_000);
+        assert_eq!(clock.allowance_us(&timers, decode), 4_000_000);
         clock.add(prefill, 640_000);
         assert_eq!(clock.allowance_us(&timers, prefill), 5_120_000);
         clock.add(decode, u64::MAX);

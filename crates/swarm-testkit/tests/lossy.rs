@@ -96,6 +96,35 @@ fn a_cut_holds_one_direction_until_it_is_healed() {
 }
 
 #[test]
+fn the_newest_connection_is_cut_and_the_others_are_not() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let relay = Relay::to(&listener.local_addr().unwrap().to_string(), Settings::default()).unwrap();
+    let pair = || {
+        let near = TcpStream::connect(relay.address()).unwrap();
+        let far = listener.accept().unwrap().0;
+        far.set_read_timeout(Some(SOON)).unwrap();
+        (near, far)
+    };
+    let (mut old, mut newest) = (pair(), pair());
+    for (near, far) in [&mut old, &mut newest] {
+        // A connection counts once it carries bytes.
+        near.write_all(b"a").unwrap();
+        far.read_exact(&mut [0; 1]).unwrap();
+    }
+    relay.command("cut up newest").unwrap();
+    let mut later = pair();
+    for (near, _) in [&mut newest, &mut old, &mut later] {
+        near.write_all(b"b").unwrap();
+    }
+    for (_, far) in [&mut old, &mut later] {
+        far.read_exact(&mut [0; 1]).unwrap();
+    }
+    assert!(late(&mut newest.1, Duration::from_millis(100)));
+    relay.command("heal").unwrap();
+    newest.1.read_exact(&mut [0; 1]).unwrap();
+}
+
+#[test]
 fn damage_is_one_bit_of_a_piece() {
     let (relay, mut stream) = echo(Settings { seed: 9, ..Settings::default() });
     relay.command("corrupt 1 up").unwrap();

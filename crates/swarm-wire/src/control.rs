@@ -6,6 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::blame::Blame;
+use crate::closing::CloseCode;
 use crate::control_check::{CONTROL_BYTES_MAX, KINDS, REASON_CHARS_MAX};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
@@ -228,17 +229,41 @@ pub struct Refused {
     /// news to the next one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
+    /// The same for programs; absent when no code fits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<CloseCode>,
+    /// The node at the other end of a data connection that failed; absent when it is not about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub towards: Option<NodeId>,
 }
 
 impl Refused {
     /// A refusal that always fits: a longer reason is cut at [`REASON_CHARS_MAX`] characters.
     pub fn new(blame: Blame, reason: &str) -> Self {
-        Self { blame, reason: reason.chars().take(REASON_CHARS_MAX).collect(), epoch: None }
+        Self {
+            blame,
+            reason: reason.chars().take(REASON_CHARS_MAX).collect(),
+            epoch: None,
+            code: None,
+            towards: None,
+        }
     }
 
     /// The same, about the stage of a placement.
     pub fn of(mut self, epoch: Epoch) -> Self {
         self.epoch = Some(epoch);
+        self
+    }
+
+    /// The same, with a code.
+    pub fn with_code(mut self, code: Option<CloseCode>) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// The same, about the link to `node`.
+    pub fn towards(mut self, node: NodeId) -> Self {
+        self.towards = Some(node);
         self
     }
 }

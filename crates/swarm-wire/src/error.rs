@@ -1,6 +1,7 @@
 //! Why bytes were refused.
 
 use crate::blame::Blame;
+use crate::closing::CloseCode;
 use crate::ids::SessionId;
 use crate::sampling::SamplingError;
 
@@ -55,6 +56,9 @@ pub enum DecodeError {
     /// A blame byte without a meaning.
     #[error("blame byte {0} has no meaning")]
     UnknownBlame(u8),
+    /// A close code without a meaning.
+    #[error("close code {0} is unknown to this build")]
+    UnknownCode(u8),
     /// A text that is not UTF-8.
     #[error("the text of a failure is not UTF-8")]
     NotUtf8,
@@ -67,6 +71,15 @@ impl DecodeError {
     /// Whoever sent the bytes broke the protocol.
     pub const fn blame(&self) -> Blame {
         Blame::Peer
+    }
+
+    /// What the sender is told when its link is closed for this.
+    pub const fn code(&self) -> CloseCode {
+        match self {
+            Self::Reserved(_) => CloseCode::Version,
+            Self::OutOfRange { .. } => CloseCode::OverLimit,
+            _ => CloseCode::Malformed,
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod ack;
 mod blame;
+mod closing;
 mod control;
 mod control_check;
 mod cursor;
@@ -28,6 +29,7 @@ mod sampling;
 
 pub use ack::{ACK_BYTES, Ack};
 pub use blame::Blame;
+pub use closing::{CloseCode, Closing, Receipt};
 pub use control::{
     Control, ControlError, Hello, KvType, LayerRange, Loading, NextHop, Ping, Pong, Prepare, Ready, Refused,
     Role, Stats,

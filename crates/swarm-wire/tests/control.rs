@@ -7,8 +7,8 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, Control, ControlError, Epoch, Fingerprint, Hello, KvType, LayerRange,
-    LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Fingerprint, Hello, KvType,
+    LayerRange, LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
     PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
@@ -126,7 +126,9 @@ fn any_control() -> impl Strategy<Value = Control> {
         any::<u32>().prop_map(|epoch| Control::Start { epoch: Epoch(epoch) }),
         any::<u32>().prop_map(|epoch| Control::Started { epoch: Epoch(epoch) }),
         (blame, ".{0,200}", any::<Option<u32>>()).prop_map(|(blame, reason, epoch)| {
-            Control::Refused(Refused { blame, reason, epoch: epoch.map(Epoch) })
+            let code = epoch.map(|byte| CloseCode::ALL[byte as usize % CloseCode::ALL.len()]);
+            let towards = epoch.filter(|epoch| epoch % 2 == 0).map(|_| NodeId([4; 32]));
+            Control::Refused(Refused { blame, reason, epoch: epoch.map(Epoch), code, towards })
         }),
         (any::<u64>(), time()).prop_map(|(id, sent_us)| Control::Ping(Ping { id, sent_us })),
         (any::<u64>(), time(), time()).prop_map(|(id, sent_us, node_us)| Control::Pong(Pong {

@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use swarm_link::{Connection, Identity, LinkSettings, Listener, dial};
 use swarm_weights::Checkpoint;
 use swarm_wire::{
-    CONTROL_BYTES_MAX, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType, Limits, NodeId, Pong,
-    Prepare, Ready, Refused, Role, Stats,
+    CONTROL_BYTES_MAX, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType,
+    Limits, NodeId, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -75,7 +75,15 @@ pub struct Puppet {
     mute: Arc<AtomicBool>,
     gives_up: Arc<AtomicBool>,
     heard: Arc<Mutex<Vec<Control>>>,
+    tail: Arc<Mutex<Tail>>,
     _alive: Sender<()>,
+}
+
+/// The connection for tokens: what is still to be said on it, and how the coordinator closed it.
+#[derive(Default)]
+struct Tail {
+    says: Option<Vec<u8>>,
+    closings: Vec<CloseCode>,
 }
 
 impl Puppet {
@@ -93,6 +101,7 @@ impl Puppet {
         let (pings, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mute = Arc::<AtomicBool>::default();
         let (gives_up, heard) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Control>>>::default());
+        let tail = Arc::<Mutex<Tail>>::default();
         let body = PuppetBody {
             hello: hello(&own, name, Role::Worker),
             chatter,
@@ -102,14 +111,25 @@ impl Puppet {
             mute: mute.clone(),
             gives_up: gives_up.clone(),
             heard: heard.clone(),
+            tail: tail.clone(),
         };
         std::thread::spawn(move || body.accept(&listener));
-        Self { address, pings, open, mute, gives_up, heard, _alive: alive }
+        Self { address, pings, open, mute, gives_up, heard, tail, _alive: alive }
     }
 
     /// Says once that its stage cannot go on.
     pub fn give_up(&self) {
         self.gives_up.store(true, Ordering::SeqCst);
+    }
+
+    /// Sends these bytes as the tail's answer.
+    pub fn say_as_tail(&self, bytes: Vec<u8>) {
+        self.tail.lock().unwrap().says = Some(bytes);
+    }
+
+    /// Why the coordinator closed the connection for tokens, each time.
+    pub fn closings(&self) -> Vec<CloseCode> {
+        self.tail.lock().unwrap().closings.clone()
     }
 
     /// What it was told, except pings.
@@ -142,6 +162,7 @@ struct PuppetBody {
     mute: Arc<AtomicBool>,
     gives_up: Arc<AtomicBool>,
     heard: Arc<Mutex<Vec<Control>>>,
+    tail: Arc<Mutex<Tail>>,
 }
 
 impl PuppetBody {
@@ -157,15 +178,34 @@ impl PuppetBody {
         }
     }
 
+    /// Until the coordinator ends it.
+    fn be_tail(&self, mut link: Connection) {
+        let mut bytes = Vec::new();
+        link.sender.set_message_bytes_max(1 << 26);
+        link.receiver.set_idle_timeout(Some(Duration::from_millis(20))).unwrap();
+        loop {
+            if let Some(says) = self.tail.lock().unwrap().says.take() {
+                let _ = link.sender.send(&[&says]);
+            }
+            match link.receiver.receive(&mut bytes) {
+                Ok(_) => {
+                    let code = Closing::decode(&bytes).ok().map(|closing| closing.code);
+                    self.tail.lock().unwrap().closings.extend(code);
+                }
+                Err(swarm_link::LinkError::Idle { .. }) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
     fn serve(self, mut link: Connection) {
         let mut first = Vec::new();
         link.receiver.receive(&mut first).unwrap();
         if let Ok(greeting) = DataHello::decode(&first) {
             match greeting.kind {
-                // Nothing comes on it, so this waits for its end.
                 DataKind::Tokens => {
                     self.open.fetch_add(1, Ordering::SeqCst);
-                    let _ = link.receiver.receive(&mut first);
+                    self.be_tail(link);
                     self.open.fetch_sub(1, Ordering::SeqCst);
                 }
                 // Held, and never read.
@@ -225,12 +265,26 @@ pub struct Caller {
 impl Caller {
     /// Says hello to the worker at `port` and takes its welcome.
     pub fn greet(identity: &Identity, port: u16) -> Self {
+        Self::greet_as(identity, port, |_| {}).unwrap()
+    }
+
+    /// The same with another hello than this build's; or why that was refused.
+    pub fn greet_as(
+        identity: &Identity,
+        port: u16,
+        change: impl FnOnce(&mut Hello),
+    ) -> Result<Self, Box<Refused>> {
         let (identity, address) =
             (identity.another_instance().unwrap(), SocketAddr::from(([127, 0, 0, 1], port)));
         let mut talk = Talk::new(dial(&[address], &identity, &LinkSettings::default(), WAIT).unwrap());
-        talk.say(&Control::Hello(hello(&identity, "caller", Role::Coordinator)));
-        let Ok(Control::Welcome(worker)) = talk.hear(WAIT) else { panic!("no welcome") };
-        Self { identity, talk, worker: worker.node_id, address }
+        let mut own = hello(&identity, "caller", Role::Coordinator);
+        change(&mut own);
+        talk.say(&Control::Hello(own));
+        match talk.hear(WAIT) {
+            Ok(Control::Welcome(worker)) => Ok(Self { identity, talk, worker: worker.node_id, address }),
+            Ok(Control::Refused(refused)) => Err(Box::new(refused)),
+            other => panic!("no welcome: {other:?}"),
+        }
     }
 
     /// An order for all layers but the first of `model`.

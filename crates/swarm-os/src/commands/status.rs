@@ -43,7 +43,7 @@ pub fn headline(process: &Value) -> String {
                 bytes(&stage["kv_bytes"])
             ),
         };
-        return format!("worker {name} (process {id}, port {}): {what}", process["port"]);
+        return format!("worker {name} (process {id}, port {}): {what}{}", process["port"], refused(process));
     }
     let state = match &process["fault"] {
         Value::Null => {
@@ -57,10 +57,19 @@ pub fn headline(process: &Value) -> String {
         number(&process["lap_ms_p99"], 2, "")
     );
     format!(
-        "coordinator of {} (process {id}): {state}, {} tokens, {lap}",
+        "coordinator of {} (process {id}): {state}, {} tokens, {lap}{}",
         line(&process["model"]),
-        process["tokens"]
+        process["tokens"],
+        refused(process)
     )
+}
+
+/// Links that were closed because of what came on them, where there were any.
+fn refused(process: &Value) -> String {
+    let codes = process["links_refused"].as_object();
+    let codes: Vec<String> =
+        codes.into_iter().flatten().map(|(code, count)| format!("{count} {}", text::line(code))).collect();
+    if codes.is_empty() { String::new() } else { format!(", links refused: {}", codes.join(", ")) }
 }
 
 /// The nodes of a coordinator's ring, with a heading; nothing for a worker.

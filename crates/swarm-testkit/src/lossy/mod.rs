@@ -45,6 +45,8 @@ struct Shared {
 /// One relayed connection.
 #[derive(Debug)]
 struct Link {
+    /// Counted from 1.
+    number: u64,
     near: TcpStream,
     far: TcpStream,
     /// Both pipes end at once, and the kernel sends resets instead of the rest.
@@ -140,6 +142,7 @@ delay MS [JITTER_MS]      every byte arrives this much later, in both directions
 rate BYTES_PER_S | off    no more bytes than this per second, in each direction
 stall MS [up|down]        nothing arrives for this long
 cut up | down | both      nothing arrives until `heal`; up is from the dialler to the target
+cut up | down | both newest    the same for the newest connection only
 heal                      ends cuts, stalls and the damage still to be done
 corrupt COUNT [up|down]   one bit is flipped in each of the next COUNT pieces
 reset                     every connection ends with a reset
@@ -175,7 +178,12 @@ fn carry(near: TcpStream, target: &[SocketAddr], shared: &Arc<Shared>) -> Result
         stream.set_read_timeout(Some(pipe::LOOK))?;
         stream.set_write_timeout(Some(pipe::LOOK))?;
     }
-    let link = Arc::new(Link { near, far, reset: AtomicBool::new(false) });
+    let number = {
+        let mut state = shared.state();
+        state.newest += 1;
+        state.newest
+    };
+    let link = Arc::new(Link { number, near, far, reset: AtomicBool::new(false) });
     shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&link));
     thread::scope(|scope| {
         for way in [Way::Up, Way::Down] {

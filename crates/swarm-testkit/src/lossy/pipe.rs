@@ -145,10 +145,11 @@ impl Pipe {
             let lane = state.lane(self.way);
             let left =
                 lane.stalled_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
-            if !lane.cut && left.is_zero() {
+            let cut = lane.cut.holds(self.link.number);
+            if !cut && left.is_zero() {
                 return;
             }
-            let wait = if lane.cut { LOOK } else { left.min(LOOK) };
+            let wait = if cut { LOOK } else { left.min(LOOK) };
             state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -28,10 +28,26 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Which connections carry nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Cut {
+    #[default]
+    None,
+    All,
+    /// The one of this number.
+    One(u64),
+}
+
+impl Cut {
+    pub fn holds(self, link: u64) -> bool {
+        self == Self::All || self == Self::One(link)
+    }
+}
+
 /// One direction's troubles.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Lane {
-    pub cut: bool,
+    pub cut: Cut,
     pub stalled_until: Option<Instant>,
     pub corrupt: u64,
     pub bytes: u64,
@@ -41,6 +57,8 @@ pub(super) struct Lane {
 pub(super) struct State {
     pub settings: Settings,
     pub rng: Rng,
+    /// The number of the newest connection; the first is 1.
+    pub newest: u64,
     lanes: [Lane; 2],
 }
 
@@ -50,6 +68,7 @@ pub(super) enum Change {
     Rate(Option<u64>),
     Stall(Duration, Option<Way>),
     Cut(Option<Way>),
+    CutNewest(Option<Way>),
     Heal,
     Corrupt(u64, Option<Way>),
     Reset,
@@ -58,7 +77,7 @@ pub(super) enum Change {
 
 impl State {
     pub fn new(settings: Settings) -> Self {
-        Self { settings, rng: Rng::new(settings.seed), lanes: Default::default() }
+        Self { settings, rng: Rng::new(settings.seed), newest: 0, lanes: Default::default() }
     }
 
     pub fn lane(&mut self, way: Way) -> &mut Lane {
@@ -85,7 +104,11 @@ impl State {
                 let until = Instant::now() + time;
                 self.lanes(way, |lane| lane.stalled_until = Some(until));
             }
-            Change::Cut(way) => self.lanes(way, |lane| lane.cut = true),
+            Change::Cut(way) => self.lanes(way, |lane| lane.cut = Cut::All),
+            Change::CutNewest(way) => {
+                let newest = Cut::One(self.newest);
+                self.lanes(way, |lane| lane.cut = newest);
+            }
             Change::Corrupt(count, way) => self.lanes(way, |lane| lane.corrupt = count),
             Change::Heal => self.lanes(None, |lane| *lane = Lane { bytes: lane.bytes, ..Lane::default() }),
             Change::Reset | Change::Status => {}
@@ -133,6 +156,7 @@ impl Change {
                 Self::Stall(millis(time)?, way(rest.first())?)
             }
             ["cut", side] => Self::Cut(way(Some(&side))?),
+            ["cut", side, "newest"] => Self::CutNewest(way(Some(&side))?),
             ["heal"] => Self::Heal,
             ["corrupt", count, ref rest @ ..] if rest.len() < 2 => {
                 let count = count.parse().with_context(|| format!("{count:?} is no count"))?;
@@ -161,14 +185,14 @@ mod tests {
             ("stall 500 up", Change::Stall(ms(500), Some(Way::Up))),
             ("cut down", Change::Cut(Some(Way::Down))),
             ("cut both", Change::Cut(None)),
+            ("cut up newest", Change::CutNewest(Some(Way::Up))),
             ("corrupt 3 down", Change::Corrupt(3, Some(Way::Down))),
             ("heal", Change::Heal),
         ];
         good.into_iter()
             .for_each(|(line, change)| assert_eq!(Change::parse(line).unwrap(), change, "{line}"));
-        for bad in
-            ["", "delay", "delay -1", "delay 99999999", "rate 0", "cut", "cut left", "stall 1 up down", "x"]
-        {
+        let bad = ["", "delay", "delay -1", "delay 99999999", "rate 0", "cut", "cut left", "cut up old"];
+        for bad in bad.into_iter().chain(["stall 1 up down", "x"]) {
             assert!(Change::parse(bad).is_err(), "{bad}");
         }
     }
