@@ -45,6 +45,27 @@ fn check_dir_mode(_dir: &Path) -> Result<(), IdentityError> {
     Ok(())
 }
 
+/// Every file of `dir` that holds a secret, old ones too, and the folder itself, where others may read or write what
+/// they should not. A folder that is not there holds none.
+pub(crate) fn exposed(dir: &Path, stems: &[&str]) -> Vec<IdentityError> {
+    let mut found: Vec<IdentityError> = check_dir_mode(dir).err().into_iter().collect();
+    found.retain(|error| matches!(error, IdentityError::OpenFolder { .. }));
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    let secret = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        stems.iter().any(|stem| name.starts_with(stem)) && path.is_file()
+    };
+    for path in paths.iter().filter(|path| secret(path)) {
+        match File::open(path).map(|file| check_file_mode(path, &file)) {
+            Ok(checked) => found.extend(checked.err()),
+            Err(source) => found.push(IdentityError::Read { path: path.clone(), source }),
+        }
+    }
+    found
+}
+
 /// Longest wait for another process of this user that writes the same files.
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
 const LOCK_EVERY: Duration = Duration::from_millis(5);

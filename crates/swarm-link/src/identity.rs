@@ -326,6 +326,12 @@ pub fn import_secret(dir: &Path, text: &str) -> Result<Option<PathBuf>, Identity
     Ok(backup)
 }
 
+/// What is wrong with who may read and write the files of secrets in `dir`, kept old ones too. Changes nothing.
+#[must_use]
+pub fn exposed_secrets(dir: &Path) -> Vec<IdentityError> {
+    files::exposed(dir, &[SECRET_FILE, KEY_FILE, MEMBERS_FILE])
+}
+
 /// Leaves the swarm: a new secret and a new key, nobody known. Nodes that run have to be started again. Returns
 /// where the old secret was kept, if there was one.
 ///
@@ -431,6 +437,31 @@ mod tests {
     use super::*;
     use std::collections::HashSet;
     use std::fs;
+
+    #[cfg(unix)]
+    #[test]
+    fn secrets_that_others_may_read_are_listed_with_their_backups() {
+        use std::os::unix::fs::PermissionsExt;
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("config");
+        assert!(exposed_secrets(&dir).is_empty());
+        Identity::load_or_create(&dir).unwrap();
+        leave_swarm(&dir).unwrap();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
+        };
+        std::fs::write(dir.join("notes.txt"), "mine").unwrap();
+        assert!(exposed_secrets(&dir).is_empty());
+        let backup = dir.join("swarm.secret.backup-1");
+        for path in [&backup, &dir.join(KEY_FILE)] {
+            set(path, 0o640);
+        }
+        set(&dir, 0o777);
+        let found: Vec<String> = exposed_secrets(&dir).iter().map(ToString::to_string).collect();
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[0].contains("chmod 700") && found[1].contains("node.key"), "{found:?}");
+        assert!(found[2].contains("backup-1") && found[2].contains("mode 640"), "{found:?}");
+    }
 
     #[test]
     fn many_first_starts_at_once_agree() {

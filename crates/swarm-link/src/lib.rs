@@ -71,7 +71,7 @@ pub use dial::dial;
 pub use discovery::{Discovery, DiscoveryEvent, DiscoveryStats};
 pub use error::{Blame, IdentityError, LinkError};
 pub use id::{InstanceId, NodeId};
-pub use identity::{Identity, import_secret, leave_swarm};
+pub use identity::{Identity, exposed_secrets, import_secret, leave_swarm};
 pub use interfaces::{InterfaceAddress, Scope, interfaces, own_address};
 pub use listener::{Listener, ListenerStats, Refusal};
 pub use meet::{PairError, Paired, pair, shows_code, tell_member};

@@ -56,6 +56,18 @@ deadlines! {
     LINK_BULK = 300;
     /// Passes of a probe of this node's speed go on for so long, and for three passes at least.
     PROBE = 250;
+    /// An answer to `doctor`, and its next question; then the link between the two is closed.
+    EXAMINE_ANSWER = 4_000;
+    /// A try of a node to reach the one that asks it to; then the answer is no.
+    EXAMINE_REACH = 2_000;
+    /// The announcement of `doctor` to be heard by another node; then its multicast does not get there.
+    EXAMINE_HEARS = 3_000;
+    /// Between two looks of `doctor` at what was heard.
+    EXAMINE_LOOK = 100;
+    /// A firewall's own tool to say whether it is on; then it is not known.
+    FIREWALL = 2_000;
+    /// Between two looks whether that tool has ended.
+    FIREWALL_LOOK = 10;
     /// Between two looks of a worker at what other processes of this user did to the list of machines.
     MEMBERS_LOOK = 1_000;
     /// News of a worker that loads its layers; then it counts as lost.

@@ -22,7 +22,28 @@ const BULKS: usize = 6;
 /// Bytes of an answer.
 const ECHO_BYTES: usize = 8;
 /// What a node answers in all; whoever wants more dials again.
-const ECHOES_MAX: usize = 64;
+const ECHOES_MAX: usize = 128;
+/// Round trips of a thorough measurement.
+const MANY_ROUND_TRIPS: usize = 100;
+
+/// What a link was measured to be.
+pub(crate) struct LinkTimes {
+    pub round_trip_ns_p50: u64,
+    pub round_trip_ns_p99: u64,
+    /// From here to there.
+    pub bytes_per_s: f64,
+}
+
+/// Round trips and bandwidth to whoever answers at `addresses`, more thoroughly than placement needs it.
+pub(crate) fn time_link(identity: &Identity, addresses: &[SocketAddr]) -> Result<LinkTimes, LinkError> {
+    let settings = LinkSettings { write_timeout: LINK_MEASURED, ..LinkSettings::default() };
+    let mut link = dial(addresses, identity, &settings, LINK_DIAL)?;
+    let times = round_trips(&mut link, MANY_ROUND_TRIPS)?;
+    let mut bytes_per_s = 0;
+    transfers(&mut link, &times, |speed| bytes_per_s = bytes_per_s.max(speed))?;
+    let (p50, p99) = (times.p50().unwrap_or(0), times.p99().unwrap_or(0));
+    Ok(LinkTimes { round_trip_ns_p50: p50, round_trip_ns_p99: p99, bytes_per_s: bytes_per_s as f64 })
+}
 
 /// Round trip and bandwidth to `target`. What could not be measured within the deadline is absent.
 pub(crate) fn measure_link(identity: &Identity, target: &NextHop) -> MeasuredLink {
@@ -38,22 +59,28 @@ fn measure(
     addresses: &[SocketAddr],
     measured: &mut MeasuredLink,
 ) -> Result<(), LinkError> {
-    let deadline = Instant::now() + LINK_MEASURED;
     let settings = LinkSettings { write_timeout: LINK_MEASURED, ..LinkSettings::default() };
     let mut link = dial(addresses, identity, &settings, LINK_DIAL)?;
     if control::wire_id(link.peer.node) != measured.node_id {
         return Ok(());
     }
-    limit(&mut link)?;
-    let mut out = Vec::new();
+    let times = round_trips(&mut link, ROUND_TRIPS)?;
+    measured.round_trip_ns = times.p50();
+    transfers(&mut link, &times, |speed| measured.bytes_per_s = measured.bytes_per_s.max(Some(speed)))
+}
+
+/// Says what this link is for, and times small messages.
+fn round_trips(link: &mut Connection, turns: usize) -> Result<Percentiles, LinkError> {
+    let deadline = Instant::now() + LINK_MEASURED;
+    limit(link)?;
+    let (mut out, mut times) = (Vec::new(), Percentiles::default());
     // A message of two words is always valid.
     if Control::Probe.encode(&mut out).is_err() {
-        return Ok(());
+        return Ok(times);
     }
     link.sender.send(&[&out])?;
-    let mut times = Percentiles::default();
-    for turn in 0..WARM_UPS + ROUND_TRIPS {
-        let time = turn_around(&mut link, &[0; SMALL_BYTES])?;
+    for turn in 0..WARM_UPS + turns {
+        let time = turn_around(link, &[0; SMALL_BYTES])?;
         if turn >= WARM_UPS {
             times.add(nanos(time));
         }
@@ -61,14 +88,18 @@ fn measure(
             break;
         }
     }
-    measured.round_trip_ns = times.p50();
+    Ok(times)
+}
+
+/// Bytes per second of each large message.
+fn transfers(link: &mut Connection, times: &Percentiles, mut tell: impl FnMut(u64)) -> Result<(), LinkError> {
     let (bulk, started) = (vec![0; BULK_BYTES], Instant::now());
     for _ in 0..BULKS {
-        let time = nanos(turn_around(&mut link, &bulk)?);
+        let time = nanos(turn_around(link, &bulk)?);
         // What is left without the way there and back; never nothing.
         let transfer = time.saturating_sub(times.p50().unwrap_or(0)).max(time / 10).max(1);
         let speed = (BULK_BYTES as u128 * 1_000_000_000 / u128::from(transfer)) as u64;
-        measured.bytes_per_s = measured.bytes_per_s.max(Some(speed.max(1)));
+        tell(speed.max(1));
         if started.elapsed() > LINK_BULK {
             break;
         }

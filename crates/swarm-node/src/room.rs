@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use swarm_link::{
     Closer, Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, LinkSettings, PeerFound, Remembered,
-    dial, shows_code,
+    Scope, dial, shows_code,
 };
 use swarm_ring::{ClockOffset, Health, Heartbeat};
 use swarm_wire::{CloseCode, Control, Hello, NextHop, NodeId, Ping, Role, Stats};
@@ -39,6 +39,8 @@ pub struct WorkerSearch {
     pub peers: Vec<Vec<SocketAddr>>,
     /// Look for workers on the local network, and where they were last reached.
     pub discover: bool,
+    /// The network interfaces to look on, by name; all of them by default.
+    pub interfaces: Vec<String>,
     /// Fewer workers than this is an error.
     pub at_least: usize,
     /// More workers than this are left alone.
@@ -377,6 +379,8 @@ struct Search<'a> {
     /// Workers that show a pairing code, each once.
     showing: Vec<Vec<SocketAddr>>,
     showing_instances: Vec<InstanceId>,
+    /// Workers that were announced and are being dialled, or are here: other addresses of theirs are no news.
+    busy: Vec<InstanceId>,
     pending: usize,
 }
 
@@ -401,6 +405,7 @@ impl<'a> Search<'a> {
             remembered,
             showing,
             showing_instances,
+            busy: Vec::new(),
             pending: 0,
         }
     }
@@ -411,7 +416,10 @@ impl<'a> Search<'a> {
         for addresses in self.search.peers.clone() {
             self.try_peer(addresses.into());
         }
-        let discovery = self.search.discover.then(|| Discovery::start(self.identity.instance()));
+        let discovery = self.search.discover.then(|| {
+            let scope = Scope { interfaces: self.search.interfaces.clone(), address: None };
+            Discovery::start_in(self.identity.instance(), scope)
+        });
         let discovery = match discovery {
             Some(Err(error)) => {
                 (self.tell)(SearchEvent::DiscoveryUnavailable { why: chain(&error) });
@@ -473,16 +481,19 @@ impl<'a> Search<'a> {
 
     /// Dials and greets on a thread of its own, once per address list.
     fn try_peer(&mut self, peer: Peer) {
-        let tried = self.tried.contains(&peer.addresses);
+        let busy = peer.instance.is_some_and(|instance| self.busy.contains(&instance));
+        let tried = busy || self.tried.contains(&peer.addresses);
         if peer.addresses.is_empty() || tried || self.tried.len() > 256 {
             return;
         }
         self.tried.push(peer.addresses.clone());
         let (identity, own, answers) = (self.identity.clone(), self.own.clone(), self.candidates.0.clone());
+        let instance = peer.instance;
         let body = move || {
             let _ = answers.send(greet(&peer.addresses, &identity, &own).map_err(|error| (peer, error)));
         };
         if spawn("greet", body).is_ok() {
+            self.busy.extend(instance);
             self.pending += 1;
         }
     }
@@ -494,8 +505,13 @@ impl<'a> Search<'a> {
             return;
         }
         self.tried.retain(|addresses| *addresses != peer.addresses);
-        if let (Some(discovery), Some(instance)) = (discovery, peer.instance) {
-            discovery.doubt(instance);
+        let (Some(discovery), Some(instance)) = (discovery, peer.instance) else { return };
+        self.busy.retain(|busy| *busy != instance);
+        discovery.doubt(instance);
+        // It may have been announced elsewhere meanwhile.
+        let newest = discovery.peers().into_iter().find(|found| found.instance == instance);
+        if let Some(found) = newest.filter(|found| found.addresses != peer.addresses) {
+            self.try_peer(Peer { addresses: found.addresses, instance: Some(instance) });
         }
     }
 

@@ -5,11 +5,15 @@
 //! when its control connection ends, the stage and its sessions go, and the worker waits again.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use swarm_link::{Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener};
+use swarm_link::{
+    Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener, Scope, interfaces,
+    own_address,
+};
 use swarm_wire::{
     Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, Pong, Refused, Role,
 };
@@ -17,7 +21,9 @@ use swarm_wire::{
 use crate::clock::now_us;
 use crate::control::{self, ControlFault, ControlReceiver, ControlSender};
 use crate::deadlines::{COORDINATOR_SILENT, FIRST_MESSAGE};
+use crate::doctor::is_heard;
 use crate::error::NodeError;
+use crate::examine::serve_examine;
 use crate::link_probe::serve_probe;
 use crate::machine;
 use crate::measure::answer_measure;
@@ -44,6 +50,10 @@ pub struct WorkerConfig {
     pub name: String,
     /// The port to listen on, 0 for any.
     pub port: u16,
+    /// The one address to listen on and to be announced with; all of them by default.
+    pub bind: Option<IpAddr>,
+    /// The network interfaces to be announced on, by name; all of them by default.
+    pub interfaces: Vec<String>,
     /// Listen on loopback only and announce nothing: a worker of one command on this computer.
     pub local_only: bool,
     /// Show a pairing code while this computer knows no other.
@@ -67,6 +77,8 @@ impl Default for WorkerConfig {
         Self {
             name: machine::host_name(),
             port: 0,
+            bind: None,
+            interfaces: Vec::new(),
             local_only: false,
             show_code: false,
             model: None,
@@ -105,7 +117,8 @@ pub type WorkerObserver = Arc<dyn Fn(WorkerEvent) + Send + Sync>;
 pub struct Worker {
     shared: Arc<Shared>,
     port: u16,
-    _discovery: Option<Discovery>,
+    /// Says goodbye when dropped, so nobody else holds it.
+    _discovery: Option<Arc<Discovery>>,
 }
 
 pub(crate) struct Shared {
@@ -113,6 +126,7 @@ pub(crate) struct Shared {
     pub identity: Identity,
     pub observer: WorkerObserver,
     pub(crate) listener: Listener,
+    discovery: Weak<Discovery>,
     slot: Mutex<Option<Slot>>,
     pub(crate) refusals: Refusals,
     /// Closes when the last stage that was begun has ended, which is later than its slot is free.
@@ -174,10 +188,13 @@ impl Worker {
             )));
         }
         let settings = LinkSettings::default();
-        let listener = if config.local_only {
-            Listener::bind_to(([127, 0, 0, 1], config.port).into(), &identity, &settings)?
-        } else {
-            Listener::bind(config.port, &identity, &settings)?
+        let bind = if config.local_only { Some(Ipv4Addr::LOCALHOST.into()) } else { config.bind };
+        let listener = match bind {
+            Some(ip) => {
+                let address = own_address(ip, config.port, &interfaces().unwrap_or_default());
+                Listener::bind_to(address, &identity, &settings)?
+            }
+            None => Listener::bind(config.port, &identity, &settings)?,
         };
         let port = listener.port();
         let (stop, stopped) = bounded(0);
@@ -187,6 +204,7 @@ impl Worker {
             identity,
             observer,
             listener,
+            discovery: discovery.as_ref().map(Arc::downgrade).unwrap_or_default(),
             slot: Mutex::new(None),
             refusals: Refusals::default(),
             last_stage: Mutex::default(),
@@ -260,11 +278,12 @@ fn announce(
     identity: &Identity,
     port: u16,
     observer: &WorkerObserver,
-) -> Result<Option<Discovery>, NodeError> {
+) -> Result<Option<Arc<Discovery>>, NodeError> {
     if config.local_only {
         return Ok(None);
     }
-    let discovery = Discovery::start(identity.instance())?;
+    let scope = Scope { interfaces: config.interfaces.clone(), address: config.bind };
+    let discovery = Arc::new(Discovery::start_in(identity.instance(), scope)?);
     discovery.advertise(port);
     let (events, observer) = (discovery.events().clone(), observer.clone());
     spawn("announce", move || {
@@ -337,6 +356,10 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
     match Control::decode(&first) {
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
         Ok(Control::Probe) => serve_probe(connection),
+        Ok(Control::Examine(question)) => {
+            let hears = |instance| shared.discovery.upgrade().map(|discovery| is_heard(&discovery, instance));
+            serve_examine(connection, question, || own_hello(shared), hears);
+        }
         Ok(_) => refuse_first(shared, connection, CloseCode::Unexpected, "a hello has to come first"),
         Err(error) if first.first() == Some(&b'{') => {
             refuse_first(shared, connection, CloseCode::Malformed, &crate::error::chain(&error));
@@ -384,11 +407,7 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
         let _ = sender.send(&Control::Refused(refused));
         return;
     }
-    let (config, id) = (&shared.config, control::wire_id(shared.identity.node_id()));
-    let threads = config.threads.unwrap_or_else(machine::cores);
-    let memory = control::memory_offered(config.memory_bytes);
-    let welcome = control::hello(id, &config.name, Role::Worker, threads, memory, config.read_gb_s);
-    if sender.send(&Control::Welcome(welcome)).is_err() {
+    if sender.send(&Control::Welcome(own_hello(shared))).is_err() {
         return;
     }
     // A name that cannot be written down is asked for at the next meeting.
@@ -403,6 +422,14 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     lock(&shared.connections).coordinators.remove(&owner);
     release(shared, owner);
     (shared.observer)(WorkerEvent::Left { coordinator: name, why });
+}
+
+/// What this worker says of itself.
+fn own_hello(shared: &Shared) -> Hello {
+    let (config, id) = (&shared.config, control::wire_id(shared.identity.node_id()));
+    let threads = config.threads.unwrap_or_else(machine::cores);
+    let memory = control::memory_offered(config.memory_bytes);
+    control::hello(id, &config.name, Role::Worker, threads, memory, config.read_gb_s)
 }
 
 /// Gives a coordinator the number under which it owns a stage; `None` when the worker stops.

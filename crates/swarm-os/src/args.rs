@@ -70,6 +70,8 @@ pub enum Command {
     Models(ModelsArgs),
     /// Bring two computers together: show a code, or type the one that the other shows
     Pair(PairArgs),
+    /// Look at this computer, its network and the way to the others, and say what to do next
+    Doctor(DoctorArgs),
     /// List the computers that belong to this swarm
     Peers(PeersArgs),
     /// Take a computer out of this swarm; the others get a new secret
@@ -97,6 +99,28 @@ pub struct PairArgs {
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub wait: Option<u32>,
     /// One JSON event per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with 1 only when something is broken, here or on the way to a computer that was found or named."
+)]
+pub struct DoctorArgs {
+    /// Address of a computer to look at, where discovery does not reach it; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
+    /// The port of this computer that others should reach [default: that of the worker that runs here, else any]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Look on this network interface only; may be repeated [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub interface: Vec<String>,
+    /// How long to listen for others at most
+    #[arg(long, value_name = "SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub wait: u32,
+    /// One JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -133,9 +157,15 @@ pub struct WorkerArgs {
     /// What people call this node [default: the computer's name]
     #[arg(long)]
     pub name: Option<String>,
-    /// Port to listen on, 0 for any
-    #[arg(long, default_value_t = 0)]
-    pub port: u16,
+    /// Port to listen on, 0 for any [default: the one of last time where it is free, else any]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// The one address to listen on and to be announced with [default: all]
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "local")]
+    pub bind: Option<std::net::IpAddr>,
+    /// Be announced on this network interface only; may be repeated [default: all]
+    #[arg(long, value_name = "NAME", conflicts_with = "local")]
+    pub interface: Vec<String>,
     /// Serve this model only: a folder, a .gguf file, a preset or a repository id [default: any that is here]
     #[arg(long)]
     pub model: Option<String>,
@@ -444,6 +474,9 @@ pub struct RingArgs {
     /// Fewer workers than this are an error
     #[arg(long, value_name = "N", value_parser = count())]
     pub workers: Option<usize>,
+    /// Search on this network interface only; may be repeated [default: all]
+    #[arg(long, value_name = "NAME", conflicts_with = "nodes")]
+    pub interface: Vec<String>,
     /// How long to look for workers [default: 3, or 30 when workers are required]
     #[arg(long, value_name = "SECS", value_parser = clap::value_parser!(u32).range(..=86_400))]
     pub wait: Option<u32>,

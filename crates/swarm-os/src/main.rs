@@ -48,6 +48,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Status(args) => commands::status::status(args),
         Command::Models(args) => commands::models::models(args),
         Command::Pair(args) => commands::pair::pair(args),
+        Command::Doctor(args) => commands::doctor::doctor(args),
         Command::Peers(args) => commands::peers::peers(args),
         Command::Forget(args) => commands::peers::forget(args),
         Command::Secret(command) => commands::secret::secret(command),

@@ -268,7 +268,24 @@ fn worker_search(
         at_most: if anywhere { usize::MAX } else { 0 },
         within: Duration::from_secs(u64::from(wait)),
         pairing: false,
+        interfaces: interfaces(&ring.interface)?,
     })
+}
+
+/// The network interfaces of `--interface`, each of which must be there.
+pub fn interfaces(names: &[String]) -> Result<Vec<String>, Failure> {
+    // Where the system does not tell, the names are taken as they are.
+    let here = if names.is_empty() { Vec::new() } else { swarm_link::interfaces().unwrap_or_default() };
+    let missing = |name: &&String| !here.is_empty() && !here.iter().any(|found| found.name == **name);
+    match names.iter().find(missing) {
+        Some(name) => {
+            let mut here: Vec<&str> = here.iter().map(|found| found.name.as_str()).collect();
+            here.dedup();
+            let here = here.join(", ");
+            Err(Failure::usage(format!("--interface: no {name:?} with an address is here; there are {here}")))
+        }
+        None => Ok(names.to_vec()),
+    }
 }
 
 /// The addresses behind one `--peer`.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::blame::Blame;
 use crate::closing::CloseCode;
 use crate::control_check::{CONTROL_BYTES_MAX, KINDS, REASON_CHARS_MAX};
+use crate::examine::{Examine, Examined};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
 use crate::measure::{Measure, Measured};
@@ -64,6 +65,10 @@ pub enum Control {
     /// First message of whoever dials only to measure the link: every message that follows is
     /// answered by its first bytes.
     Probe,
+    /// Whoever dials only to look at the way between the two asks this, first and then again.
+    Examine(Examine),
+    /// The answer to an examine.
+    Examined(Box<Examined>),
     /// The sender leaves. A closed link without it is a fault.
     Bye,
 }

@@ -1,6 +1,7 @@
 //! The ranges of control message fields.
 
 use crate::control::{Control, ControlError, Hello, Prepare, Stats};
+use crate::examine::{validate_examine, validate_examined};
 use crate::frame::TIME_US_MAX;
 use crate::measure::{validate_measure, validate_measured};
 
@@ -26,7 +27,7 @@ const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
 /// The names of all kinds, so that an unknown one is told apart from a malformed one.
-pub(crate) const KINDS: [&str; 17] = [
+pub(crate) const KINDS: [&str; 19] = [
     "hello",
     "welcome",
     "prepare",
@@ -44,6 +45,8 @@ pub(crate) const KINDS: [&str; 17] = [
     "measure",
     "measured",
     "probe",
+    "examine",
+    "examined",
 ];
 
 pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
@@ -96,6 +99,8 @@ impl Control {
             Self::Stats(stats) => validate_stats(stats),
             Self::Measure(measure) => validate_measure(measure),
             Self::Measured(measured) => validate_measured(measured),
+            Self::Examine(examine) => validate_examine(examine),
+            Self::Examined(examined) => validate_examined(examined),
             Self::Start { .. }
             | Self::Started { .. }
             | Self::StatsRequest { .. }
@@ -105,7 +110,7 @@ impl Control {
     }
 }
 
-fn validate_hello(hello: &Hello) -> Result<(), ControlError> {
+pub(crate) fn validate_hello(hello: &Hello) -> Result<(), ControlError> {
     text("build", &hello.build, TAG_CHARS_MAX)?;
     text("numerics", &hello.numerics, TAG_CHARS_MAX)?;
     text("name", &hello.name, NAME_CHARS_MAX)?;

@@ -20,6 +20,7 @@ mod control_check;
 mod cursor;
 mod decode;
 mod error;
+mod examine;
 mod frame;
 mod greeting;
 mod ids;
@@ -40,6 +41,7 @@ pub use control_check::{
 };
 pub use decode::{FailedView, FrameView, HiddenView, OpenView, TokensView, peek};
 pub use error::{DecodeError, EncodeError, RowsError};
+pub use examine::{Examine, Examined, PADDING_BYTES_MAX};
 pub use frame::{
     FAILED_TEXT_BYTES_MAX, Failed, Frame, FrameHead, FrameKind, HIDDEN_HEAD_BYTES, Hidden, Open, Peek,
     SegmentHead, StageTime, TIME_US_MAX, TokenOut, Tokens, patch_sent_us,

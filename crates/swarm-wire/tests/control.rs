@@ -7,9 +7,9 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Fingerprint, Hello, KvType,
-    LayerRange, LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
-    PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello,
+    KvType, LayerRange, LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop,
+    NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
 const LIMITS: Limits =
@@ -142,8 +142,27 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_measure().prop_map(|measure| Control::Measure(Box::new(measure))),
         any_measured().prop_map(Control::Measured),
         Just(Control::Probe),
+        any_examine().prop_map(Control::Examine),
+        any_examined().prop_map(|examined| Control::Examined(Box::new(examined))),
         Just(Control::Bye),
     ]
+}
+
+fn any_examine() -> impl Strategy<Value = Examine> {
+    (any::<u64>(), option::of(1u16..), option::of(".{0,64}"), 0u32..=128 * 1024)
+        .prop_map(|(id, reach, hear, padding_bytes)| Examine { id, reach, hear, padding_bytes })
+}
+
+fn any_examined() -> impl Strategy<Value = Examined> {
+    (any::<u64>(), any_hello(), any::<Option<bool>>(), any::<Option<bool>>(), 0usize..200).prop_map(
+        |(id, hello, reaches, hears, padding)| Examined {
+            id,
+            hello,
+            reaches,
+            hears,
+            padding: "0".repeat(padding),
+        },
+    )
 }
 
 fn any_measure() -> impl Strategy<Value = Measure> {

@@ -175,6 +175,8 @@ fn control_seeds() -> Vec<Vec<u8>> {
         r#"{"kind":"stats","id":1,"epoch":3,"sessions":1,"frames":2,"tokens":3,"frames_stale":0,"bytes_in":4,"bytes_out":5,"weight_bytes":7,"kv_bytes":6,"queue_us_p50":1,"queue_us_p99":2,"compute_us_p50":3,"compute_us_p99":4}"#.to_owned(),
         r#"{"kind":"release","reason":"done"}"#.to_owned(),
         r#"{"kind":"bye"}"#.to_owned(),
+        r#"{"kind":"examine","id":1,"reach":4747,"hear":"00ff","padding_bytes":9}"#.to_owned(),
+        format!(r#"{{"kind":"examined","id":1,"hello":{{{hello}}},"reaches":true,"hears":false,"padding":"000"}}"#),
     ];
     messages.into_iter().map(String::into_bytes).collect()
 }

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod chat;
 pub mod demo;
+pub mod doctor;
 pub mod models;
 pub mod pair;
 pub mod peers;

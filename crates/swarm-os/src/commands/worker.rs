@@ -6,9 +6,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use serde_json::json;
-use swarm_link::{Identity, PairCode};
+use swarm_link::{Identity, LinkError, PairCode, Remembered};
 use swarm_node::pairing::{find_showing, pair_with_any};
-use swarm_node::{NodeError, Worker, WorkerConfig, machine, memory_offered};
+use swarm_node::{NodeError, Worker, WorkerConfig, WorkerObserver, machine, memory_offered};
 
 use super::pair::pair_failure;
 use crate::args::{WorkerArgs, absolute_model};
@@ -49,9 +49,15 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     };
     let view = Arc::new(WorkerView::new(voice));
     let watch = view.clone();
-    let worker = Worker::start(config.clone(), identity.clone(), Arc::new(move |event| watch.event(&event)))?;
+    let observer: WorkerObserver = Arc::new(move |event| watch.event(&event));
+    let worker = start(args, &config, &identity, observer)?;
     let watch = worker.watch();
-    let _shown = live::show("worker", move || serde_json::to_value(watch.status()).unwrap_or_default());
+    let local = args.local;
+    let _shown = live::show("worker", move || {
+        let mut status = serde_json::to_value(watch.status()).unwrap_or_default();
+        status["local"] = local.into();
+        status
+    });
     announce(&config, &identity, worker.port(), voice)?;
     if args.local {
         end_with_stdin(end)?;
@@ -60,6 +66,34 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     let _ = ended.recv();
     drop(worker);
     Ok(())
+}
+
+/// Starts it at the port of last time, where others remember it and firewalls know it, unless a port was asked for.
+fn start(
+    args: &WorkerArgs,
+    config: &WorkerConfig,
+    identity: &Identity,
+    observer: WorkerObserver,
+) -> Result<Worker, Failure> {
+    if args.local || args.port.is_some() {
+        return Ok(Worker::start(config.clone(), identity.clone(), observer)?);
+    }
+    let mut remembered = Remembered::load(&settings::state_folder()?);
+    if let Some(port) = remembered.own_port() {
+        let there = WorkerConfig { port, ..config.clone() };
+        match Worker::start(there, identity.clone(), observer.clone()) {
+            // Another worker of this user, most likely, whose port it stays.
+            Err(NodeError::Link(error)) if matches!(*error, LinkError::PortInUse { .. }) => {
+                return Ok(Worker::start(config.clone(), identity.clone(), observer)?);
+            }
+            other => return Ok(other?),
+        }
+    }
+    let worker = Worker::start(config.clone(), identity.clone(), observer)?;
+    if let Err(error) = remembered.note_own_port(worker.port()) {
+        tracing::warn!("the port is another next time: {error}");
+    }
+    Ok(worker)
 }
 
 /// Types the code that another computer shows.
@@ -82,7 +116,9 @@ fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
     };
     let mut config = WorkerConfig {
         name: args.name.clone().unwrap_or_else(machine::host_name),
-        port: args.port,
+        port: args.port.unwrap_or(0),
+        bind: args.bind,
+        interfaces: settings::interfaces(&args.interface)?,
         local_only: args.local,
         show_code: !args.local,
         model,

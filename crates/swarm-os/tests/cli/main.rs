@@ -4,6 +4,7 @@ mod bad_input;
 mod common;
 mod console;
 mod discovery;
+mod doctor;
 mod faults;
 mod help;
 mod live;
