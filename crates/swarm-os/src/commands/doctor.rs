@@ -145,7 +145,7 @@ fn next_step(checks: &[Check]) -> String {
     let mut order: Vec<&Check> = checks.iter().filter(|check| check.next.is_some()).collect();
     order.sort_by_key(|check| check.state);
     let first = order.first().and_then(|check| check.next.clone());
-    first.unwrap_or_else(|| "All is well: `swarm-os chat` will use these machines.".to_owned())
+    first.unwrap_or_else(|| "All is well: `swarm-os chat` will use the machines that are here.".to_owned())
 }
 
 /// The port of a worker of this user that others can reach.
@@ -210,6 +210,12 @@ impl Place<'_> {
         let mut checks = vec![self.addresses(), self.multicast(), self.firewall()];
         checks.extend(self.report.peers.iter().map(|peer| self.machine(peer)));
         checks.extend(self.absent());
+        if self.serves.is_some() && self.others().next().is_none() {
+            // Whether others find and reach it is seen from where they are.
+            checks.push(Check::ok("worker", "waits here").next(
+                "A worker waits here: run `swarm-os chat` on another computer, and `swarm-os doctor` there if it does not find this one.",
+            ));
+        }
         checks
     }
 
@@ -266,7 +272,10 @@ impl Place<'_> {
                 .others()
                 .find(|(peer, link)| !peer.announced || link.hears == Some(false))
             {
-                None => Check::ok("multicast", format!("out and in; {announced} others are announced")),
+                None => Check::ok(
+                    "multicast",
+                    format!("works on this computer; {announced} others are announced"),
+                ),
                 Some((peer, link)) => {
                     let name = name(peer);
                     let words = match (peer.announced, link.hears == Some(false)) {
@@ -387,9 +396,10 @@ impl Place<'_> {
             let next = format!(
                 "Not seen: {names}; start `swarm-os worker` there, and if it runs, use --peer HOST:PORT with the port that it prints."
             );
-            return Some(if self.others().next().is_some() { check } else { check.next(next) });
+            let quiet = self.serves.is_some() || self.others().next().is_some();
+            return Some(if quiet { check } else { check.next(next) });
         }
-        let alone = self.report.peers.iter().all(|peer| peer.own);
+        let alone = self.report.peers.iter().all(|peer| peer.own) && self.serves.is_none();
         alone.then(|| {
             Check::note("others", "nobody was found").next(
                 "Nobody else was found: start `swarm-os worker` on another computer of this network; if it runs there, the network does not carry multicast, so use --peer HOST:PORT or a phone's hotspot.",

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod common;
+mod computer;
 mod console;
 mod discovery;
 mod doctor;
@@ -14,3 +15,4 @@ mod perplexity;
 mod plan;
 mod real_model;
 mod ring;
+mod room;

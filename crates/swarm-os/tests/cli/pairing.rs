@@ -1,96 +1,17 @@
 //! Two computers meet by a code, answer together, and part again: real processes, two homes, two networks' ends.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use serde_json::Value;
-use swarm_testkit::{Finished, NetLab, Proc};
+use swarm_testkit::NetLab;
 
 use crate::common::{Bench, SOON, event};
-
-/// A computer of the lab.
-struct Computer<'a> {
-    bench: Bench,
-    lab: &'a NetLab,
-    node: usize,
-}
-
-impl Computer<'_> {
-    fn start(&self, args: &[&str]) -> Proc {
-        Proc::spawn(&mut self.lab.run_in(self.node, &self.bench.command(args))).unwrap()
-    }
-
-    fn run(&self, args: &[&str]) -> Finished {
-        self.start(args).finish(SOON).unwrap()
-    }
-
-    /// The same, where somebody sits at a terminal.
-    fn at_terminal(&self, args: &[&str]) -> Proc {
-        let inner = self.bench.command(args);
-        let mut command = Command::new("python3");
-        command.args(["-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]);
-        command.arg(inner.get_program()).args(inner.get_args()).env("TERM", "dumb");
-        for (key, value) in inner.get_envs() {
-            match value {
-                Some(value) => command.env(key, value),
-                None => command.env_remove(key),
-            };
-        }
-        Proc::spawn(&mut self.lab.run_in(self.node, &command)).unwrap()
-    }
-
-    /// A question that needs a worker.
-    fn ask(&self, model: &Path, more: &[&str]) -> Finished {
-        let model = model.to_str().unwrap();
-        let args = [
-            "run",
-            "--json",
-            "--discover",
-            "--split",
-            "always",
-            "--wait",
-            "4",
-            "--max-tokens",
-            "8",
-            "--raw",
-            "--model",
-            model,
-        ];
-        self.run(&[&args[..], more, &["the hen in"]].concat())
-    }
-
-    fn peers(&self) -> Vec<String> {
-        let list: Value = serde_json::from_str(&self.run(&["peers", "--json"]).stdout).unwrap();
-        list["peers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|peer| peer["name"].as_str().unwrap().to_owned())
-            .collect()
-    }
-}
-
-fn code(worker: &mut Proc) -> String {
-    let shown = event(&worker.expect(SOON, "\"pairing_code\"").unwrap());
-    shown["code"].as_str().unwrap().to_owned()
-}
-
-fn other_code(code: &str) -> String {
-    let start = if code.starts_with('0') { '1' } else { '0' };
-    format!("{start}{}", &code[1..])
-}
-
-fn refused(finished: &Finished, texts: &[&str]) {
-    assert_eq!(finished.status.code(), Some(3), "{finished:?}");
-    assert_eq!(finished.stdout, "", "{finished:?}");
-    texts.iter().for_each(|text| assert!(finished.stderr.contains(text), "{text}: {finished:?}"));
-}
+use crate::computer::{Computer, code, other_code, refused};
 
 #[test]
 fn two_computers_pair_answer_and_part() {
     let Some(lab) = NetLab::open(2).unwrap() else { return };
-    let computer = |node| Computer { bench: Bench::new(), lab: &lab, node };
+    let computer = |node| Computer::new(&lab, node);
     let (here, there, stranger) = (computer(0), computer(1), computer(0));
     let toy = here.bench.toy();
     let model = toy.to_str().unwrap();
@@ -149,7 +70,7 @@ fn two_computers_pair_answer_and_part() {
 #[test]
 fn who_is_forgotten_stays_out_and_the_rest_stays_together() {
     let Some(lab) = NetLab::open(3).unwrap() else { return };
-    let computer = |node| Computer { bench: Bench::new(), lab: &lab, node };
+    let computer = |node| Computer::new(&lab, node);
     let (here, kitchen, guest) = (computer(0), computer(1), computer(2));
     let toy = here.bench.toy();
     let model = toy.to_str().unwrap();
