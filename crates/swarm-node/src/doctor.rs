@@ -13,7 +13,7 @@ use swarm_link::{
     Connection, Discovery, DiscoveryEvent, Identity, InstanceId, InterfaceAddress, LinkError, LinkSettings,
     Listener, PROTOCOL_VERSION, Remembered, Scope, dial, interfaces, shows_code,
 };
-use swarm_wire::{CONTROL_BYTES_MAX, Control, Examine, Examined, Hello, PADDING_BYTES_MAX, Role};
+use swarm_wire::{CONTROL_BYTES_MAX, CloseCode, Control, Examine, Examined, Hello, PADDING_BYTES_MAX, Role};
 
 use crate::control::{self, ControlReceiver, ControlSender};
 use crate::deadlines::{
@@ -404,6 +404,7 @@ impl Asker {
             _ => Err(NodeError::BadPeer {
                 node: self.node.clone(),
                 what: "it did not answer the question".into(),
+                code: CloseCode::Unexpected,
             }),
         }
     }

@@ -17,7 +17,7 @@ use crate::error::NodeError;
 use crate::generation::{Answering, Generation, Prompt, Request};
 use crate::heal::Live;
 use crate::refusals::Refusals;
-use crate::room::{SearchEvent, WorkerSearch};
+use crate::search::{SearchEvent, WorkerSearch};
 use crate::setup;
 use crate::watch::{EngineWatch, Meter};
 
