@@ -30,6 +30,9 @@ pub(crate) trait Tile {
     const OFFSET: i32;
     /// Quads whose products fit one 16-bit sum: `quads * 2 * 127 * largest code <= 32767`.
     const QUADS: usize;
+    /// Groups that meet many tokens together. Two share what is read of the tokens, which pays where the 16-bit sums need
+    /// no registers of their own.
+    const GROUPS: usize = if Self::QUADS == 1 { 2 } else { 1 };
 }
 
 macro_rules! formats {
@@ -67,7 +70,7 @@ pub(crate) unsafe fn quant_tile<const N: usize>(
     shape: GroupShape,
     x: &QuantRows,
     panel: usize,
-    out: &mut [[f32; LANES]; N],
+    out: &mut [[f32; LANES]; SIDE],
 ) {
     assert!(group.len() >= shape.bytes && x.per_row() == shape.blocks && N <= SIDE);
     // SAFETY: the caller promises the CPU features, the assert gives the lengths that the tile reads by.
@@ -96,22 +99,22 @@ unsafe fn tile<F: Tile, const N: usize>(
     shape: GroupShape,
     x: &QuantRows,
     panel: usize,
-    out: &mut [[f32; LANES]; N],
+    out: &mut [[f32; LANES]; SIDE],
 ) {
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
-        let mut acc = [_mm256_setzero_ps(); N];
+        let mut acc = [[_mm256_setzero_ps(); N]];
         for (block, x) in segment(s, shape.blocks).zip(x.segment(s, panel..panel + 1)) {
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
                 ask_ahead::<F>(planes);
-                add_block::<F, N, false>(planes, &scales, x, &mut acc);
+                add_block::<F, 1, N, false>([planes], [&scales], x, &mut acc);
             }
         }
-        *partial = acc;
+        *partial = acc[0];
     }
-    for (n, out) in out.iter_mut().enumerate() {
+    for (n, out) in out.iter_mut().take(N).enumerate() {
         // SAFETY: `out` is eight f32.
         unsafe { _mm256_storeu_ps(out.as_mut_ptr(), tree_of(|i| partial[i][n])) };
     }
@@ -120,9 +123,16 @@ unsafe fn tile<F: Tile, const N: usize>(
 /// The contract's tree over 16 partial sums, lane by lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn tree_of(p: impl Fn(usize) -> __m256) -> __m256 {
-    let q = |i: usize| _mm256_add_ps(_mm256_add_ps(p(i), p(i + 1)), _mm256_add_ps(p(i + 2), p(i + 3)));
-    _mm256_add_ps(_mm256_add_ps(q(0), q(4)), _mm256_add_ps(q(8), q(12)))
+fn tree_of(p: impl Fn(usize) -> __m256) -> __m256 {
+    tree_of_pairs(|i| _mm256_add_ps(p(2 * i), p(2 * i + 1)))
+}
+
+/// The rest of the tree, over the 8 sums of two partial sums.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) fn tree_of_pairs(p: impl Fn(usize) -> __m256) -> __m256 {
+    let half = |i: usize| _mm256_add_ps(_mm256_add_ps(p(i), p(i + 1)), _mm256_add_ps(p(i + 2), p(i + 3)));
+    _mm256_add_ps(half(0), half(4))
 }
 
 /// The multipliers of one block of eight rows, as the block step reads them; zero where the format has none.
@@ -176,40 +186,50 @@ pub(crate) unsafe fn stored<F: Tile>(group: &[u8], shape: GroupShape, block: usi
     }
 }
 
-/// Adds one block of 32 columns to the running sums. `PLAIN`: one code a byte, eight vectors; else planes as stored.
+/// Adds one block of 32 columns of `G` groups to the running sums. `PLAIN`: one code a byte, eight vectors; else planes as
+/// stored. Two groups share what is read of the tokens.
 ///
 /// # Safety
-/// `planes` has `32 * BITS` (256 if `PLAIN`) readable bytes.
+/// Each of `planes` has `32 * BITS` (256 if `PLAIN`) readable bytes.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn add_block<F: Tile, const N: usize, const PLAIN: bool>(
-    planes: *const u8,
-    scales: &Scales,
+pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
+    planes: [*const u8; G],
+    scales: [&Scales; G],
     x: &QuantBlock,
-    acc: &mut [__m256; N],
+    acc: &mut [[__m256; N]; G],
 ) {
+    // Constants, for the compiler: what the schemes with f16 scales alone multiply by.
+    let s = |i: usize| match F::SCHEME {
+        Scheme::Scale | Scheme::ScaleMin => _mm256_set1_epi16(1),
+        _ => scales[i].s,
+    };
     // SAFETY: the caller's promise.
-    let sums = unsafe { products::<F, N, PLAIN>(planes, scales.s, x) };
+    let sums = unsafe { products::<F, G, N, PLAIN>(planes, std::array::from_fn(s), x) };
     for n in 0..N {
         let dx = _mm256_set1_ps(x.d[n]);
         // SAFETY: two i16 are as long as one i32, with no alignment demand.
         let both = _mm256_set1_epi32(unsafe { x.sums[n].as_ptr().cast::<i32>().read_unaligned() });
-        let mut scaled = sums[n];
-        if F::OFFSET != 0 {
-            let shift = _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32);
-            scaled = _mm256_sub_epi32(scaled, _mm256_sll_epi32(_mm256_madd_epi16(scales.s, both), shift));
-        }
-        acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(scales.d, dx), _mm256_cvtepi32_ps(scaled), acc[n]);
-        match F::SCHEME {
-            Scheme::Scale | Scheme::Super16 => {}
-            Scheme::ScaleMin => {
-                let sum = _mm256_cvtepi32_ps(_mm256_madd_epi16(scales.s, both));
-                acc[n] = _mm256_fmadd_ps(_mm256_mul_ps(scales.m, dx), sum, acc[n]);
+        for i in 0..G {
+            let mut scaled = sums[i][n];
+            if F::OFFSET != 0 {
+                let shift = _mm_cvtsi32_si128(F::OFFSET.ilog2() as i32);
+                scaled = _mm256_sub_epi32(scaled, _mm256_sll_epi32(_mm256_madd_epi16(s(i), both), shift));
             }
-            Scheme::SuperMin | Scheme::Super16Min => {
-                let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(scales.t, both));
-                acc[n] = _mm256_fnmadd_ps(_mm256_mul_ps(scales.m, dx), mins, acc[n]);
+            let mut sum = acc[i][n];
+            sum = _mm256_fmadd_ps(_mm256_mul_ps(scales[i].d, dx), _mm256_cvtepi32_ps(scaled), sum);
+            match F::SCHEME {
+                Scheme::Scale | Scheme::Super16 => {}
+                Scheme::ScaleMin => {
+                    let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(s(i), both));
+                    sum = _mm256_fmadd_ps(_mm256_mul_ps(scales[i].m, dx), mins, sum);
+                }
+                Scheme::SuperMin | Scheme::Super16Min => {
+                    let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(scales[i].t, both));
+                    sum = _mm256_fnmadd_ps(_mm256_mul_ps(scales[i].m, dx), mins, sum);
+                }
             }
+            acc[i][n] = sum;
         }
     }
 }
@@ -230,43 +250,69 @@ fn ask_ahead<F: Tile>(planes: *const u8) {
 /// As [`add_block`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn products<F: Tile, const N: usize, const PLAIN: bool>(
-    planes: *const u8,
-    s: __m256i,
+unsafe fn products<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
+    planes: [*const u8; G],
+    s: [__m256i; G],
     x: &QuantBlock,
-) -> [__m256i; N] {
-    let halves = match F::SCHEME {
-        Scheme::Super16 | Scheme::Super16Min => [first_of_pair(s), second_of_pair(s)],
-        _ => [s, s],
+) -> [[__m256i; N]; G] {
+    let half = |i: usize, g: usize| match F::SCHEME {
+        Scheme::Super16 | Scheme::Super16Min if g < 4 => first_of_pair(s[i]),
+        Scheme::Super16 | Scheme::Super16Min => second_of_pair(s[i]),
+        _ => s[i],
     };
-    let mut sums = [_mm256_setzero_si256(); N];
-    let mut first = 0;
-    while first < 8 {
-        let mut quads = [_mm256_setzero_si256(); N];
+    let mut sums = [[_mm256_setzero_si256(); N]; G];
+    for first in (0..8).step_by(F::QUADS) {
+        let mut quads = [[_mm256_setzero_si256(); N]; G];
         for g in first..first + F::QUADS {
-            // SAFETY: as the caller promises.
-            let code = unsafe {
-                if PLAIN { _mm256_load_si256(planes.add(32 * g).cast()) } else { codes::<F>(planes, g) }
-            };
+            let code: [__m256i; G] = std::array::from_fn(|i| {
+                // SAFETY: as the caller promises.
+                unsafe {
+                    if PLAIN {
+                        _mm256_load_si256(planes[i].add(32 * g).cast())
+                    } else {
+                        codes::<F>(planes[i], g)
+                    }
+                }
+            });
             for n in 0..N {
                 // SAFETY: quad g (0..8) of 32 bytes.
                 let quad = unsafe { x.q[n].as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
                 let quad = _mm256_set1_epi32(quad);
-                let product = if F::BITS == 8 {
-                    // |w| * (x with w's sign): 128 * 127 * 2 fits, also for w = -128.
-                    _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(quad, code))
-                } else {
-                    _mm256_maddubs_epi16(code, quad)
-                };
-                quads[n] = if F::QUADS == 1 { product } else { _mm256_add_epi16(quads[n], product) };
+                for i in 0..G {
+                    let product = if F::BITS == 8 {
+                        // |w| * (x with w's sign): 128 * 127 * 2 fits, also for w = -128.
+                        _mm256_maddubs_epi16(_mm256_abs_epi8(code[i]), _mm256_sign_epi8(quad, code[i]))
+                    } else {
+                        _mm256_maddubs_epi16(code[i], quad)
+                    };
+                    quads[i][n] = _mm256_add_epi16(quads[i][n], product);
+                }
+            }
+            if F::QUADS > 1 {
+                in_order(&mut quads);
             }
         }
-        for n in 0..N {
-            sums[n] = _mm256_add_epi32(sums[n], _mm256_madd_epi16(quads[n], halves[first / 4]));
+        for i in 0..G {
+            for n in 0..N {
+                sums[i][n] = _mm256_add_epi32(sums[i][n], _mm256_madd_epi16(quads[i][n], half(i, first)));
+            }
         }
-        first += F::QUADS;
+        in_order(&mut sums);
     }
     sums
+}
+
+/// No instruction, but a place that the compiler does not move these sums across. Without it, it works token by token and
+/// keeps the weights of a block on the stack, where they have no room in registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order<const G: usize, const N: usize>(sums: &mut [[__m256i; N]; G]) {
+    for sum in sums.as_flattened_mut() {
+        // SAFETY: an empty text; the operand stays as it is.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(ymm_reg) * sum, options(nomem, nostack, preserves_flags))
+        };
+    }
 }
 
 /// `V_g`: quad `g` of the eight rows, as stored codes (before the offset).

@@ -6,9 +6,9 @@ use std::ops::Range;
 use crate::activation::{FloatRows, QuantRows, SIDE};
 use crate::avx2::quant_tile;
 use crate::avx2_float::{FloatPanel, float_tile};
-use crate::avx2_panel::QuantPanel;
+use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
-use crate::pack::{GroupShape, LANES, Packed};
+use crate::pack::{LANES, Packed};
 
 /// From this many tokens on, widening a panel of float weights once pays.
 const PANEL_TOKENS: usize = 6;
@@ -19,45 +19,54 @@ thread_local! {
     static QUANT_PANEL: RefCell<QuantPanel> = RefCell::new(QuantPanel::new());
 }
 
-/// One packed group times the tokens of `block`, whose first token begins a panel; `values[n][r]`.
+/// Packed groups times the tokens of `block`, whose first token begins a panel: `put(group, token, its eight values)`.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
-pub(crate) unsafe fn quant_group(
+pub(crate) unsafe fn quant_groups(
     dtype: DType,
     packed: &Packed,
-    group: usize,
+    groups: Range<usize>,
     x: &QuantRows,
     block: Range<usize>,
-    values: &mut [[f32; LANES]],
+    put: impl Fn(usize, usize, &[f32]),
 ) {
-    /// # Safety
-    /// As [`quant_group`].
-    unsafe fn tile<const N: usize>(
-        dtype: DType,
-        group: &[u8],
-        shape: GroupShape,
-        x: &QuantRows,
-        panel: usize,
-        values: &mut [[f32; LANES]],
-    ) {
-        let mut out = [[0.0; LANES]; N];
-        // SAFETY: promised by the caller.
-        unsafe { quant_tile(dtype, group, shape, x, panel, &mut out) };
-        values[..N].copy_from_slice(&out);
+    let panel = block.start / SIDE;
+    if block.len() > SIDE {
+        QUANT_PANEL.with_borrow_mut(|scratch| {
+            let mut values = [[[0.0; LANES]; 2]; TOKENS];
+            for first in groups.clone().step_by(2) {
+                let second = Some(first + 1).filter(|second| groups.contains(second));
+                let pair = [Some(packed.group(first)), second.map(|second| packed.group(second))];
+                // SAFETY: promised by the caller.
+                unsafe {
+                    scratch.multiply(dtype, pair, packed.shape, x, panel, &mut values[..block.len()]);
+                }
+                for (token, values) in block.clone().zip(&values) {
+                    put(first, token, &values[0]);
+                    if let Some(second) = second {
+                        put(second, token, &values[1]);
+                    }
+                }
+            }
+        });
+        return;
     }
-    let (group, shape, panel) = (packed.group(group), packed.shape, block.start / SIDE);
-    // SAFETY: promised by the caller.
-    unsafe {
-        match block.len() {
-            0 => {}
-            1 => tile::<1>(dtype, group, shape, x, panel, values),
-            2 => tile::<2>(dtype, group, shape, x, panel, values),
-            3 => tile::<3>(dtype, group, shape, x, panel, values),
-            4 => tile::<4>(dtype, group, shape, x, panel, values),
-            len => QUANT_PANEL.with_borrow_mut(|scratch| {
-                scratch.multiply(dtype, group, shape, x, panel, &mut values[..len]);
-            }),
+    for group in groups {
+        let mut values = [[0.0; LANES]; SIDE];
+        // SAFETY: promised by the caller.
+        unsafe {
+            let (bytes, shape) = (packed.group(group), packed.shape);
+            match block.len() {
+                0 => {}
+                1 => quant_tile::<1>(dtype, bytes, shape, x, panel, &mut values),
+                2 => quant_tile::<2>(dtype, bytes, shape, x, panel, &mut values),
+                3 => quant_tile::<3>(dtype, bytes, shape, x, panel, &mut values),
+                _ => quant_tile::<4>(dtype, bytes, shape, x, panel, &mut values),
+            }
+        }
+        for (token, values) in block.clone().zip(&values) {
+            put(group, token, values);
         }
     }
 }

@@ -50,49 +50,52 @@ impl PlainBlock {
     }
 }
 
-/// What a thread needs to multiply groups by up to 64 tokens. Large: made once per thread.
+/// What a thread needs to multiply two groups by up to 64 tokens. Large: made once per thread.
 pub(crate) struct QuantPanel {
-    blocks: Vec<PlainBlock>,
-    partial: Box<Partial>,
+    /// Blocks of one segment of both groups.
+    blocks: Vec<[PlainBlock; 2]>,
+    partial: Box<[Partial; 2]>,
 }
 
-/// `[segment][token][row]`.
+/// `[segment / 2][token][row]`, of one group: the contract's tree begins with sums of two segments.
 #[repr(C, align(32))]
-struct Partial([[[f32; LANES]; TOKENS]; 16]);
+struct Partial([[[f32; LANES]; TOKENS]; 8]);
 
 impl QuantPanel {
     pub fn new() -> Self {
-        Self { blocks: Vec::new(), partial: Box::new(Partial([[[0.0; LANES]; TOKENS]; 16])) }
+        const ZERO: Partial = Partial([[[0.0; LANES]; TOKENS]; 8]);
+        Self { blocks: Vec::new(), partial: Box::new([ZERO; 2]) }
     }
 
-    /// Eight rows times `out.len()` tokens (at most 64) from panel `first` of `x` on; `out[n][lane]`.
+    /// One or two groups of eight rows times `out.len()` tokens (at most 64) from panel `first` of `x` on;
+    /// `out[n][group][lane]`.
     ///
     /// # Safety
     /// The CPU has AVX2, FMA and F16C.
     pub unsafe fn multiply(
         &mut self,
         dtype: DType,
-        group: &[u8],
+        groups: [Option<&[u8]>; 2],
         shape: GroupShape,
         x: &QuantRows,
         first: usize,
-        out: &mut [[f32; LANES]],
+        out: &mut [[[f32; LANES]; 2]],
     ) {
-        assert!(group.len() >= shape.bytes && out.len() <= TOKENS);
+        assert!(groups.iter().flatten().all(|group| group.len() >= shape.bytes) && out.len() <= TOKENS);
         assert!(x.per_row() == shape.blocks);
         // SAFETY: features promised by the caller, lengths asserted.
         unsafe {
             match dtype {
-                DType::Q4_0 => self.run::<Q40>(group, shape, x, first, out),
-                DType::Q4_1 => self.run::<Q41>(group, shape, x, first, out),
-                DType::Q5_0 => self.run::<Q50>(group, shape, x, first, out),
-                DType::Q5_1 => self.run::<Q51>(group, shape, x, first, out),
-                DType::Q8_0 => self.run::<Q80>(group, shape, x, first, out),
-                DType::Q2_K => self.run::<Q2K>(group, shape, x, first, out),
-                DType::Q3_K => self.run::<Q3K>(group, shape, x, first, out),
-                DType::Q4_K => self.run::<Q4K>(group, shape, x, first, out),
-                DType::Q5_K => self.run::<Q5K>(group, shape, x, first, out),
-                DType::Q6_K => self.run::<Q6K>(group, shape, x, first, out),
+                DType::Q4_0 => self.pair::<Q40>(groups, shape, x, first, out),
+                DType::Q4_1 => self.pair::<Q41>(groups, shape, x, first, out),
+                DType::Q5_0 => self.pair::<Q50>(groups, shape, x, first, out),
+                DType::Q5_1 => self.pair::<Q51>(groups, shape, x, first, out),
+                DType::Q8_0 => self.pair::<Q80>(groups, shape, x, first, out),
+                DType::Q2_K => self.pair::<Q2K>(groups, shape, x, first, out),
+                DType::Q3_K => self.pair::<Q3K>(groups, shape, x, first, out),
+                DType::Q4_K => self.pair::<Q4K>(groups, shape, x, first, out),
+                DType::Q5_K => self.pair::<Q5K>(groups, shape, x, first, out),
+                DType::Q6_K => self.pair::<Q6K>(groups, shape, x, first, out),
                 DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
             }
         }
@@ -101,44 +104,69 @@ impl QuantPanel {
     /// # Safety
     /// As [`QuantPanel::multiply`], after its checks.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run<F: Tile>(
+    unsafe fn pair<F: Tile>(
         &mut self,
-        group: &[u8],
+        groups: [Option<&[u8]>; 2],
         shape: GroupShape,
         x: &QuantRows,
         first: usize,
-        out: &mut [[f32; LANES]],
+        out: &mut [[[f32; LANES]; 2]],
     ) {
-        self.blocks.resize(shape.blocks.div_ceil(16), PlainBlock::ZERO);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (groups, F::GROUPS) {
+                ([Some(a), Some(b)], 2) => self.run::<F, 2>(0, [a, b], shape, x, first, out),
+                (groups, _) => {
+                    for (at, group) in groups.into_iter().flatten().enumerate() {
+                        self.run::<F, 1>(at, [group], shape, x, first, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `G` groups; `out[n][at..at + G][lane]`.
+    ///
+    /// # Safety
+    /// As [`QuantPanel::multiply`], after its checks.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run<F: Tile, const G: usize>(
+        &mut self,
+        at: usize,
+        groups: [&[u8]; G],
+        shape: GroupShape,
+        x: &QuantRows,
+        first: usize,
+        out: &mut [[[f32; LANES]; 2]],
+    ) {
+        self.blocks.resize(shape.blocks.div_ceil(16), [PlainBlock::ZERO; 2]);
         for s in 0..16 {
             let segment = segment(s, shape.blocks);
             for (plain, block) in self.blocks.iter_mut().zip(segment.clone()) {
-                // SAFETY: the block is inside the group.
-                unsafe { unpack::<F>(group, shape, block, plain) };
+                for (plain, group) in plain.iter_mut().zip(groups) {
+                    // SAFETY: the block is inside the group.
+                    unsafe { unpack::<F>(group, shape, block, plain) };
+                }
             }
             let blocks = &self.blocks[..segment.len()];
-            let partial = &mut self.partial.0[s];
-            if blocks.is_empty() {
-                partial[..out.len()].fill([0.0; LANES]);
-                continue;
-            }
-            let x = x.segment(s, first..first + out.len().div_ceil(SIDE));
-            for (x, (partial, out)) in
-                x.chunks_exact(blocks.len()).zip(partial.chunks_mut(SIDE).zip(out.chunks(SIDE)))
-            {
-                match out.len() {
-                    1 => meet::<F, 1>(blocks, x, partial),
-                    2 => meet::<F, 2>(blocks, x, partial),
-                    3 => meet::<F, 3>(blocks, x, partial),
-                    _ => meet::<F, 4>(blocks, x, partial),
+            let panels = x.segment(s, first..first + out.len().div_ceil(SIDE));
+            for (p, n) in (0..out.len()).step_by(SIDE).enumerate() {
+                let x = &panels[p * blocks.len()..][..blocks.len()];
+                match out.len() - n {
+                    1 => meet::<F, G, 1>(blocks, x, &mut self.partial, s, n),
+                    2 => meet::<F, G, 2>(blocks, x, &mut self.partial, s, n),
+                    3 => meet::<F, G, 3>(blocks, x, &mut self.partial, s, n),
+                    _ => meet::<F, G, 4>(blocks, x, &mut self.partial, s, n),
                 }
             }
         }
         for (n, out) in out.iter_mut().enumerate() {
-            // SAFETY: eight f32 each.
-            unsafe {
-                let sum = tree_of(|i| _mm256_load_ps(self.partial.0[i][n].as_ptr()));
-                _mm256_storeu_ps(out.as_mut_ptr(), sum);
+            for (out, partial) in out[at..].iter_mut().zip(self.partial.iter().take(G)) {
+                // SAFETY: eight f32 each.
+                unsafe {
+                    let sum = tree_of_pairs(|i| _mm256_load_ps(partial.0[i][n].as_ptr()));
+                    _mm256_storeu_ps(out.as_mut_ptr(), sum);
+                }
             }
         }
     }
@@ -162,16 +190,35 @@ unsafe fn unpack<F: Tile>(group: &[u8], shape: GroupShape, block: usize, plain: 
     }
 }
 
-/// One segment of eight rows meets `N` tokens.
+/// Segment `s` of `G` groups meets `N` tokens from token `first` of the panel on.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn meet<F: Tile, const N: usize>(blocks: &[PlainBlock], x: &[QuantBlock], partial: &mut [[f32; LANES]]) {
-    let mut acc = [_mm256_setzero_ps(); N];
+fn meet<F: Tile, const G: usize, const N: usize>(
+    blocks: &[[PlainBlock; 2]],
+    x: &[QuantBlock],
+    partial: &mut [Partial; 2],
+    s: usize,
+    first: usize,
+) {
+    let mut acc = [[_mm256_setzero_ps(); N]; G];
     for (plain, x) in blocks.iter().zip(x) {
+        let plain: [&PlainBlock; G] = std::array::from_fn(|i| &plain[i]);
+        let scales = plain.map(|plain| plain.scales());
         // SAFETY: plain codes are 256 aligned bytes.
-        unsafe { add_block::<F, N, true>(plain.codes.as_ptr().cast(), &plain.scales(), x, &mut acc) };
+        unsafe {
+            let codes = plain.map(|plain| plain.codes.as_ptr().cast());
+            add_block::<F, G, N, true>(codes, std::array::from_fn(|i| &scales[i]), x, &mut acc);
+        }
     }
-    for (acc, partial) in acc.into_iter().zip(partial) {
-        // SAFETY: eight f32, 32-aligned.
-        unsafe { _mm256_store_ps(partial.as_mut_ptr(), acc) };
+    for (acc, partial) in acc.iter().zip(partial) {
+        for (acc, partial) in acc.iter().zip(&mut partial.0[s / 2][first..first + N]) {
+            // SAFETY: eight f32, 32-aligned.
+            unsafe {
+                let sum = match s % 2 {
+                    0 => *acc,
+                    _ => _mm256_add_ps(_mm256_load_ps(partial.as_ptr()), *acc),
+                };
+                _mm256_store_ps(partial.as_mut_ptr(), sum);
+            }
+        }
     }
 }

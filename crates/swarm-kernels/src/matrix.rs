@@ -220,24 +220,22 @@ fn multiply_groups(
         let block = start..(start + at_once).min(tokens);
         #[cfg(target_arch = "x86_64")]
         if let Store::Packed(packed) = &matrix.store
-            && matrix.path.has_vnni()
+            && (matrix.path.has_vnni() || matrix.path.has_avx2())
         {
-            let (path, dtype, groups) = (matrix.path, matrix.dtype, groups.clone());
-            vnni::multiply_groups(
-                path,
-                dtype,
-                packed,
-                groups,
-                input.quantized,
-                block,
-                |group, token, values| {
-                    let first = group * LANES;
-                    let rows = (matrix.rows - first).min(values.len());
-                    // SAFETY: this task alone owns the rows of `groups`, and `matmul` keeps the output borrowed until all
-                    // tasks are done.
-                    unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
-                },
-            );
+            let put = |group: usize, token: usize, values: &[f32]| {
+                let first = group * LANES;
+                let rows = (matrix.rows - first).min(values.len());
+                // SAFETY: this task alone owns the rows of `groups`, and `matmul` keeps the output borrowed until all
+                // tasks are done.
+                unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
+            };
+            let (path, dtype, x) = (matrix.path, matrix.dtype, input.quantized);
+            if path.has_vnni() {
+                vnni::multiply_groups(path, dtype, packed, groups.clone(), x, block, put);
+            } else {
+                // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`).
+                unsafe { avx2_matmul::quant_groups(dtype, packed, groups.clone(), x, block, put) };
+            }
             continue;
         }
         for group in groups.clone() {
@@ -265,11 +263,6 @@ fn multiply_group(
 ) {
     match &matrix.store {
         Store::Packed(packed) => match matrix.path {
-            // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`).
-            #[cfg(target_arch = "x86_64")]
-            path if path.has_avx2() => unsafe {
-                avx2_matmul::quant_group(matrix.dtype, packed, group, input.quantized, block, values);
-            },
             #[cfg(target_arch = "aarch64")]
             path if path != KernelPath::Scalar => {
                 crate::neon::quant_group(path, matrix.dtype, packed, group, input.quantized, block, values);

@@ -142,9 +142,9 @@ impl KernelPath {
         matches!(self, Self::AvxVnni | Self::Avx512)
     }
 
-    /// Groups of eight rows that one tile takes.
+    /// Groups of eight rows that one tile takes when there are many tokens.
     pub(crate) const fn groups_at_once(self) -> usize {
-        if matches!(self, Self::Avx512) { 2 } else { 1 }
+        if matches!(self, Self::Avx2 | Self::Avx512) { 2 } else { 1 }
     }
 }
 
