@@ -126,47 +126,76 @@ fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
     }
 }
 
-/// Columns of float activations that lie together; a float panel has as many.
+/// Tokens that float weights meet at once: a multiple of [`TRIPLE`], and no fewer than a prompt chunk has.
+pub(crate) const FLOAT_TOKENS: usize = 129;
+
+/// Columns of float activations that lie together in a token's row.
 pub(crate) const CHUNK: usize = 512;
+
+/// Tokens whose columns alternate in triples.
+pub(crate) const TRIPLE: usize = 3;
+
+/// Columns of a triple that lie together.
+pub(crate) const TRIPLE_CHUNK: usize = 2048;
 
 /// Eight columns of one row. Aligned, so that no vector load straddles two cache lines.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Eight(pub [f32; 8]);
 
-/// f32 rows padded with zeros to a whole number of 16 columns, `[chunks of 512 columns, tokens, halves, 256 columns]`.
+/// f32 rows padded with zeros to a whole number of 16 columns, in one of two layouts.
 ///
-/// Half 0 has the columns of partial sums 0 to 7, half 1 the others: a tile works on one half at a time, and its tokens
-/// follow each other in memory.
+/// A token's columns apart: `[chunks of 512 columns, tokens, halves, 256 columns]`. Three tokens' together:
+/// `[chunks of 2,048 columns, tokens / 3, halves, 128, 3 tokens, 8 columns]`, one stream through memory for a tile of three
+/// tokens. Half 0 has the columns of partial sums 0 to 7, half 1 the others: a tile works on one half at a time.
 #[derive(Default)]
 pub(crate) struct FloatRows {
     eights: Vec<Eight>,
     tokens: usize,
     /// Columns, padded.
     cols: usize,
+    in_triples: bool,
 }
 
 impl FloatRows {
     /// Copies `x`, `[tokens, cols]`.
-    pub fn fill(&mut self, x: &[f32], cols: usize) {
-        (self.tokens, self.cols) = (x.len() / cols, cols.next_multiple_of(16));
-        self.eights.resize(self.tokens * self.cols / 8, Eight([0.0; 8]));
+    pub fn fill(&mut self, x: &[f32], cols: usize, in_triples: bool) {
+        (self.tokens, self.cols, self.in_triples) = (x.len() / cols, cols.next_multiple_of(16), in_triples);
+        let (side, chunk) = if in_triples { (TRIPLE, TRIPLE_CHUNK) } else { (1, CHUNK) };
+        let sides = self.tokens.div_ceil(side);
+        self.eights.resize(sides * side * self.cols / 8, Eight([0.0; 8]));
         let mut rest = &mut self.eights[..];
-        for start in (0..cols).step_by(CHUNK) {
-            for row in x.chunks_exact(cols) {
-                let row = &row[start..cols.min(start + CHUNK)];
-                let sixteens = row.len().div_ceil(16);
-                let (halves, after) = rest.split_at_mut(2 * sixteens);
+        for start in (0..cols).step_by(chunk) {
+            let sixteens = chunk.min(cols - start).div_ceil(16);
+            for tokens in x.chunks(side * cols) {
+                let (halves, after) = rest.split_at_mut(2 * sixteens * side);
                 rest = after;
-                let (low, high) = halves.split_at_mut(sixteens);
-                for (values, (low, high)) in row.chunks(16).zip(low.iter_mut().zip(high)) {
-                    let mut padded = [0.0; 16];
-                    padded[..values.len()].copy_from_slice(values);
-                    low.0.copy_from_slice(&padded[..8]);
-                    high.0.copy_from_slice(&padded[8..]);
+                let (low, high) = halves.split_at_mut(sixteens * side);
+                for (lane, row) in tokens.chunks_exact(cols).enumerate() {
+                    let values = row[start..cols.min(start + chunk)].chunks(16);
+                    let places = low.chunks_exact_mut(side).zip(high.chunks_exact_mut(side));
+                    for (values, (low, high)) in values.zip(places) {
+                        let mut padded = [0.0; 16];
+                        padded[..values.len()].copy_from_slice(values);
+                        low[lane].0.copy_from_slice(&padded[..8]);
+                        high[lane].0.copy_from_slice(&padded[8..]);
+                    }
                 }
             }
         }
+    }
+
+    /// One half of [`TRIPLE`] tokens from `token` on, a multiple of three, of the chunk that begins at column `start`:
+    /// `[columns / 16, 3 tokens]`. A token that is not there is an old one, or zeros.
+    pub fn triple(&self, token: usize, start: usize, half: usize) -> &[[Eight; TRIPLE]] {
+        assert!(self.in_triples && token.is_multiple_of(TRIPLE), "float rows are not in triples");
+        let sixteens = TRIPLE_CHUNK.min(self.cols - start) / 16;
+        let at = self.tokens.next_multiple_of(TRIPLE) * start / 8 + (token * 2 + half * TRIPLE) * sixteens;
+        self.eights[at..at + TRIPLE * sixteens].as_chunks().0
+    }
+
+    pub fn in_triples(&self) -> bool {
+        self.in_triples
     }
 
     /// Columns, padded to a multiple of 16.
@@ -176,6 +205,7 @@ impl FloatRows {
 
     /// The two halves of the chunk of `token` that begins at column `start`: equally long.
     pub fn chunk(&self, token: usize, start: usize) -> [&[Eight]; 2] {
+        debug_assert!(!self.in_triples, "float rows are in triples");
         let sixteens = CHUNK.min(self.cols - start) / 16;
         let at = self.tokens * start / 8 + token * 2 * sixteens;
         let (low, high) = self.eights[at..at + 2 * sixteens].split_at(sixteens);

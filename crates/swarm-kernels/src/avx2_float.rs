@@ -1,8 +1,8 @@
 //! The float matmul for AVX2, FMA and F16C. Equal to `float.rs` bit for bit.
 //!
 //! The 16 partial sums of one row and one token are the lanes of two registers, a *half* each. Few tokens: weights are
-//! widened as they are read ([`float_tile`]). Many: a panel of 8 rows x 512 columns is widened once and meets all tokens, the
-//! partial sums waiting in memory between panels ([`FloatPanel`]); carrying them on is the same as never having stopped.
+//! widened as they are read ([`float_tile`]). Many: one half of 8 rows x 2,048 columns is widened once and meets all tokens,
+//! the partial sums waiting in memory between panels ([`FloatPanel`]); carrying them on is the same as never having stopped.
 //!
 //! ```text
 //! tile of a panel, one half:    x of 3 tokens        4 + 3 loads feed 12 FMAs, one for each pair
@@ -14,31 +14,32 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::{CHUNK, Eight, FloatRows};
+use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CHUNK};
 use crate::avx2::{PREFETCH, load_halves, tree};
 use crate::dtype::DType;
 use crate::pack::LANES;
 
-/// Tokens a panel meets: a multiple of the tile's three.
-pub(crate) const TOKENS: usize = 96;
-
-/// A group of 8 float rows times up to [`TOKENS`] tokens. Large: made once per thread.
+/// A group of 8 float rows times up to [`FLOAT_TOKENS`] tokens. Large: made once per thread.
 #[repr(C, align(64))]
 pub(crate) struct FloatPanel {
-    /// `[half][row][column / 16]`, a half L1 cache.
-    weights: [[[Eight; CHUNK / 16]; LANES]; 2],
-    /// `[token][half][row]`.
-    partial: [[[Eight; LANES]; 2]; TOKENS],
+    /// One half of some columns, `[row / 4][column / 16][row % 4]`: an L1 cache. One stream for a tile of four rows; rows
+    /// apart, a power of two from each other, would be in each other's way there.
+    weights: [[[Eight; 4]; TRIPLE_CHUNK / 16]; LANES / 4],
+    /// `[token][row]`, of the same half.
+    partial: [[Eight; LANES]; FLOAT_TOKENS],
 }
 
 impl FloatPanel {
     pub fn new() -> Box<Self> {
         const ZERO: Eight = Eight([0.0; 8]);
-        Box::new(Self { weights: [[[ZERO; CHUNK / 16]; LANES]; 2], partial: [[[ZERO; LANES]; 2]; TOKENS] })
+        Box::new(Self {
+            weights: [[[ZERO; 4]; TRIPLE_CHUNK / 16]; LANES / 4],
+            partial: [[ZERO; LANES]; FLOAT_TOKENS],
+        })
     }
 
     /// `out[n][r]` for `rows.len()` rows (at most 8) and the tokens from `first` on, `out.len()` of them (at most
-    /// [`TOKENS`]).
+    /// [`FLOAT_TOKENS`]).
     ///
     /// # Safety
     /// The CPU has AVX2, FMA and F16C.
@@ -50,19 +51,23 @@ impl FloatPanel {
         first: usize,
         out: &mut [[f32; LANES]],
     ) {
-        assert!(rows.len() <= LANES && out.len() <= TOKENS);
+        assert!(rows.len() <= LANES && out.len() <= FLOAT_TOKENS);
         assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
-        // SAFETY: features promised by the caller, lengths asserted.
-        unsafe {
-            match dtype {
-                DType::F32 => self.run::<0>(rows, x, first, out),
-                DType::F16 => self.run::<1>(rows, x, first, out),
-                DType::BF16 => self.run::<2>(rows, x, first, out),
-                _ => unreachable!("not a float"),
+        for half in 0..2 {
+            // SAFETY: features promised by the caller, lengths asserted.
+            unsafe {
+                match dtype {
+                    DType::F32 => self.run::<0>(rows, x, half, first, out),
+                    DType::F16 => self.run::<1>(rows, x, half, first, out),
+                    DType::BF16 => self.run::<2>(rows, x, half, first, out),
+                    _ => unreachable!("not a float"),
+                }
             }
         }
     }
 
+    /// One half of the partial sums: half 0 writes its tree's sum, half 1 adds its own.
+    ///
     /// # Safety
     /// As [`FloatPanel::multiply`], after its checks.
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -70,70 +75,62 @@ impl FloatPanel {
         &mut self,
         rows: &[&[u8]],
         x: &FloatRows,
+        half: usize,
         first: usize,
         out: &mut [[f32; LANES]],
     ) {
-        self.partial[..out.len()].fill([[Eight([0.0; 8]); LANES]; 2]);
-        for start in (0..x.cols()).step_by(CHUNK) {
-            let len = CHUNK.min(x.cols() - start) / 16;
+        self.partial[..out.len()].fill([Eight([0.0; 8]); LANES]);
+        for start in (0..x.cols()).step_by(TRIPLE_CHUNK) {
             for (r, row) in rows.iter().enumerate() {
-                for i in 0..len {
-                    for half in 0..2 {
-                        // SAFETY: `start + 16 * i + 16` values are inside the row.
-                        let values = unsafe { load_weights::<KIND>(row, start + 16 * i + 8 * half) };
-                        // SAFETY: eight f32.
-                        unsafe { _mm256_store_ps(self.weights[half][r][i].0.as_mut_ptr(), values) };
+                for (i, to) in self.weights[r / 4].iter_mut().take((x.cols() - start) / 16).enumerate() {
+                    // SAFETY: `start + 16 * i + 16` values are inside the row; eight f32 are written.
+                    unsafe {
+                        let values = load_weights::<KIND>(row, start + 16 * i + 8 * half);
+                        _mm256_store_ps(to[r % 4].0.as_mut_ptr(), values);
                     }
                 }
             }
-            let mut n = 0;
-            while n < out.len() {
-                let left = (out.len() - n).min(3);
-                let x: [[&[Eight]; 2]; 3] =
-                    std::array::from_fn(|i| x.chunk(first + n + i.min(left - 1), start));
-                for half in 0..2 {
-                    for r in (0..rows.len()).step_by(4) {
-                        match left {
-                            1 => self.tile::<1>(half, r, [x[0][half]], n),
-                            2 => self.tile::<2>(half, r, [x[0][half], x[1][half]], n),
-                            _ => self.tile::<3>(half, r, [x[0][half], x[1][half], x[2][half]], n),
-                        }
+            for n in (0..out.len()).step_by(TRIPLE) {
+                let x = x.triple(first + n, start, half);
+                for r in (0..rows.len()).step_by(4) {
+                    match out.len() - n {
+                        1 => self.tile::<1>(r, x, n),
+                        2 => self.tile::<2>(r, x, n),
+                        _ => self.tile::<3>(r, x, n),
                     }
                 }
-                n += left;
             }
         }
-        for (out, [low, high]) in out.iter_mut().zip(&self.partial) {
-            for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
-                // SAFETY: eight f32 each.
-                *out = unsafe { tree([_mm256_load_ps(low.0.as_ptr()), _mm256_load_ps(high.0.as_ptr())]) };
+        for (out, partial) in out.iter_mut().zip(&self.partial) {
+            let sum = half_trees(partial);
+            // SAFETY: eight f32.
+            unsafe {
+                let sum = if half == 0 { sum } else { _mm256_add_ps(_mm256_loadu_ps(out.as_ptr()), sum) };
+                _mm256_storeu_ps(out.as_mut_ptr(), sum);
             }
         }
     }
 
-    /// Four rows from `r` on times `N` tokens over one half of the panel. Rows that are not there are old values, whose
-    /// sums nobody reads.
+    /// Four rows from `r` on times `N` tokens over the panel. Rows that are not there are old values, whose sums nobody
+    /// reads.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    fn tile<const N: usize>(&mut self, half: usize, r: usize, x: [&[Eight]; N], n: usize) {
-        let len = x[0].len();
-        let weights = &self.weights[half][r..r + 4];
+    fn tile<const N: usize>(&mut self, r: usize, x: &[[Eight; TRIPLE]], n: usize) {
+        let weights = &self.weights[r / 4][..x.len()];
         let partial = &mut self.partial[n..n + N];
-        assert!(len <= CHUNK / 16 && x.iter().all(|x| x.len() == len));
-        // SAFETY: every access is eight aligned f32 inside its array: `i < len`, asserted above.
+        // SAFETY: every access is eight aligned f32 inside its array.
         unsafe {
             let mut acc = [[_mm256_setzero_ps(); 4]; N];
             for k in 0..N {
                 for j in 0..4 {
-                    acc[k][j] = _mm256_load_ps(partial[k][half][r + j].0.as_ptr());
+                    acc[k][j] = _mm256_load_ps(partial[k][r + j].0.as_ptr());
                 }
             }
-            for i in 0..len {
+            for (w, x) in weights.iter().zip(x) {
                 // Three tokens, one row at a time and twelve sums: just the 16 registers there are.
-                let x: [__m256; N] =
-                    std::array::from_fn(|k| _mm256_load_ps(x[k].get_unchecked(i).0.as_ptr()));
+                let x: [__m256; N] = std::array::from_fn(|k| _mm256_load_ps(x[k].0.as_ptr()));
                 for j in 0..4 {
-                    let w = _mm256_load_ps(weights.get_unchecked(j).get_unchecked(i).0.as_ptr());
+                    let w = _mm256_load_ps(w[j].0.as_ptr());
                     for k in 0..N {
                         acc[k][j] = _mm256_fmadd_ps(w, x[k], acc[k][j]);
                     }
@@ -141,11 +138,23 @@ impl FloatPanel {
             }
             for k in 0..N {
                 for j in 0..4 {
-                    _mm256_store_ps(partial[k][half][r + j].0.as_mut_ptr(), acc[k][j]);
+                    _mm256_store_ps(partial[k][r + j].0.as_mut_ptr(), acc[k][j]);
                 }
             }
         }
     }
+}
+
+/// The contract's tree over the eight lanes of each of eight rows.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn half_trees(rows: &[Eight; LANES]) -> __m256 {
+    // SAFETY: eight aligned f32.
+    let row = |r: usize| unsafe { _mm256_load_ps(rows[r].0.as_ptr()) };
+    let pairs = |r: usize| _mm256_hadd_ps(row(r), row(r + 1)); // 01 23 of r, of r + 1 | 45 67 of r, of r + 1
+    let fours = |r: usize| _mm256_hadd_ps(pairs(r), pairs(r + 2)); // 0..3 of four rows | 4..7 of them
+    let (a, b) = (fours(0), fours(4));
+    _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
 }
 
 /// `R` rows of float weights times `N` tokens from `first` on; `out[n][r]`.

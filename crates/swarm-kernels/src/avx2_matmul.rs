@@ -10,8 +10,8 @@ use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
 use crate::pack::{LANES, Packed};
 
-/// From this many tokens on, widening a panel of float weights once pays.
-const PANEL_TOKENS: usize = 6;
+/// From this many tokens on, widening a panel of float weights once pays: then float activations are in triples.
+pub(crate) const PANEL_TOKENS: usize = 6;
 
 thread_local! {
     /// Each compute thread's own panels, so that a step allocates nothing.
@@ -102,7 +102,7 @@ pub(crate) unsafe fn float_group(
             values[r..r + R].copy_from_slice(out);
         }
     }
-    if block.len() >= PANEL_TOKENS {
+    if x.in_triples() {
         FLOAT_PANEL.with_borrow_mut(|panel| {
             // SAFETY: promised by the caller.
             unsafe { panel.multiply(dtype, rows, x, block.start, &mut values[..block.len()]) };

@@ -17,13 +17,11 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activation::{CHUNK, Eight, FloatRows};
+use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows};
 use crate::avx2::{PREFETCH, tree};
 use crate::dtype::DType;
 use crate::pack::LANES;
 
-/// Tokens a panel meets: a multiple of the tile's six.
-const TOKENS: usize = 96;
 /// Tokens of a panel's tile.
 const WIDE: usize = 6;
 /// Pairs of rows.
@@ -36,13 +34,13 @@ struct Sixteen([f32; 16]);
 
 const ZERO: Sixteen = Sixteen([0.0; 16]);
 
-/// A group of 8 float rows times up to [`TOKENS`] tokens. Large: made once per thread.
+/// A group of 8 float rows times up to [`FLOAT_TOKENS`] tokens. Large: made once per thread.
 #[repr(C, align(64))]
 struct Panel {
     /// `[half][pair][column / 16]`, a half L1 cache.
     weights: [[[Sixteen; CHUNK / 16]; PAIRS]; 2],
     /// `[token][half][pair]`.
-    partial: [[[Sixteen; PAIRS]; 2]; TOKENS],
+    partial: [[[Sixteen; PAIRS]; 2]; FLOAT_TOKENS],
 }
 
 thread_local! {
@@ -50,7 +48,7 @@ thread_local! {
     static PANEL: RefCell<Box<Panel>> = RefCell::new(Panel::new());
 }
 
-/// Up to eight float rows times the tokens of `block`, 96 at most; `values[n][r]`.
+/// Up to eight float rows times the tokens of `block`, [`FLOAT_TOKENS`] at most; `values[n][r]`.
 ///
 /// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
 ///
@@ -64,7 +62,7 @@ pub(crate) unsafe fn float_group(
     values: &mut [[f32; LANES]],
 ) {
     let Some(last) = rows.last() else { return };
-    assert!(rows.len() <= LANES && block.len() <= TOKENS && block.len() <= values.len());
+    assert!(rows.len() <= LANES && block.len() <= FLOAT_TOKENS && block.len() <= values.len());
     assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
     // Rows that are not there are the last one again; nobody reads their sums.
     let rows: [&[u8]; LANES] = std::array::from_fn(|r| *rows.get(r).unwrap_or(last));
@@ -150,7 +148,10 @@ unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
 
 impl Panel {
     fn new() -> Box<Self> {
-        Box::new(Self { weights: [[[ZERO; CHUNK / 16]; PAIRS]; 2], partial: [[[ZERO; PAIRS]; 2]; TOKENS] })
+        Box::new(Self {
+            weights: [[[ZERO; CHUNK / 16]; PAIRS]; 2],
+            partial: [[[ZERO; PAIRS]; 2]; FLOAT_TOKENS],
+        })
     }
 
     /// # Safety

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::KernelPath;
-use crate::activation::{FloatRows, QuantRows};
+use crate::activation::{FLOAT_TOKENS, FloatRows, QuantRows};
 use crate::block::{Format, dequantize};
 use crate::buffer::Buffer;
 use crate::dtype::{DType, ShapeError};
@@ -17,7 +17,6 @@ use crate::{avx2_matmul, avx512_float, vnni};
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
 /// L2 cache; multiples of what a tile takes (4 quantized, 3 float).
 const QUANT_TOKENS: usize = 64;
-const FLOAT_TOKENS: usize = 96;
 
 /// A weight matrix `[rows, cols]` in the layout this CPU multiplies fastest.
 ///
@@ -136,7 +135,7 @@ pub struct MatmulScratch {
 /// Multiplies the same activations by several matrices (q, k and v; gate and up) in one parallel part.
 ///
 /// `x` is `[tokens, cols]`, row-major; every matrix has `cols` columns. A row's result is the same alone and among
-/// others. Reads every weight once for up to 64 tokens (96 of float weights); allocates only while `scratch` grows.
+/// others. Reads every weight once for up to 64 tokens (129 of float weights); allocates only while `scratch` grows.
 ///
 /// # Panics
 /// When the shapes disagree: they come from a checked configuration, so that is our bug.
@@ -156,7 +155,7 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
         scratch.quantized.fill(path, x, cols);
     }
     if jobs.iter().any(|job| !job.matrix.dtype.is_quantized()) {
-        scratch.floats.fill(x, cols);
+        scratch.floats.fill(x, cols, path.takes_triples(tokens));
     }
     let input = Input { quantized: &scratch.quantized, floats: &scratch.floats };
     for jobs in jobs.chunks_mut(JOBS) {

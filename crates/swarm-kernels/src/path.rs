@@ -142,6 +142,14 @@ impl KernelPath {
         matches!(self, Self::AvxVnni | Self::Avx512)
     }
 
+    /// Whether float activations of this many tokens lie in triples (`activation.rs`).
+    pub(crate) fn takes_triples(self, tokens: usize) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.has_avx2() && self != Self::Avx512 && tokens >= crate::avx2_matmul::PANEL_TOKENS;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
+    }
+
     /// Groups of eight rows that one tile takes when there are many tokens.
     pub(crate) const fn groups_at_once(self) -> usize {
         if matches!(self, Self::Avx2 | Self::Avx512) { 2 } else { 1 }

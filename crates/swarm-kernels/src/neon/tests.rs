@@ -91,7 +91,7 @@ proptest! {
             let w = weights(dtype, seed, rows, padded);
             let x = activations(seed, tokens * cols, extreme);
             let mut lines = FloatRows::default();
-            lines.fill(&x, cols);
+            lines.fill(&x, cols, false);
             let w: Vec<&[u8]> = w.chunks_exact(padded * dtype.block_bytes()).collect();
             let mut out = vec![[9.0; LANES]; tokens];
             float::floats::<Model>(dtype, &w, &lines, 0, &mut out);
