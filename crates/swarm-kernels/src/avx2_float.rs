@@ -91,6 +91,9 @@ impl FloatPanel {
                 }
             }
             for n in (0..out.len()).step_by(TRIPLE) {
+                if half == 1 {
+                    ask_for_next(rows, start, n / TRIPLE, out.len().div_ceil(TRIPLE), KIND);
+                }
                 let x = x.triple(first + n, start, half);
                 for r in (0..rows.len()).step_by(4) {
                     match out.len() - n {
@@ -126,21 +129,53 @@ impl FloatPanel {
                     acc[k][j] = _mm256_load_ps(partial[k][r + j].0.as_ptr());
                 }
             }
+            let ((weights, last_weights), (x, last_x)) = (weights.as_chunks::<4>(), x.as_chunks::<4>());
             for (w, x) in weights.iter().zip(x) {
-                // Three tokens, one row at a time and twelve sums: just the 16 registers there are.
-                let x: [__m256; N] = std::array::from_fn(|k| _mm256_load_ps(x[k].0.as_ptr()));
-                for j in 0..4 {
-                    let w = _mm256_load_ps(w[j].0.as_ptr());
-                    for k in 0..N {
-                        acc[k][j] = _mm256_fmadd_ps(w, x[k], acc[k][j]);
-                    }
+                for i in 0..4 {
+                    step(&w[i], &x[i], &mut acc);
                 }
+            }
+            for (w, x) in last_weights.iter().zip(last_x) {
+                step(w, x, &mut acc);
             }
             for k in 0..N {
                 for j in 0..4 {
                     _mm256_store_ps(partial[k][r + j].0.as_mut_ptr(), acc[k][j]);
                 }
             }
+        }
+    }
+}
+
+/// Eight columns of four rows meet `N` tokens. Three tokens, one row at a time and twelve sums are just the 16 registers
+/// there are.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256; 4]; N]) {
+    // SAFETY: eight aligned f32 each.
+    unsafe {
+        let x: [__m256; N] = std::array::from_fn(|k| _mm256_load_ps(x[k].0.as_ptr()));
+        for j in 0..4 {
+            let w = _mm256_load_ps(w[j].0.as_ptr());
+            for k in 0..N {
+                acc[k][j] = _mm256_fmadd_ps(w, x[k], acc[k][j]);
+            }
+        }
+    }
+}
+
+/// Asks for the rows that follow these in memory: part `part` of `parts` of what the panel at column `start` will read of
+/// them.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn ask_for_next(rows: &[&[u8]], start: usize, part: usize, parts: usize, kind: u8) {
+    let bytes = if kind == 0 { 4 } else { 2 };
+    for row in rows {
+        let panel = (row.len() - start * bytes).min(TRIPLE_CHUNK * bytes);
+        for line in (panel * part / parts..panel * (part + 1) / parts).step_by(64) {
+            // Never faults, also beyond the end of the weights.
+            let next = row.as_ptr().wrapping_add(rows.len() * row.len() + start * bytes + line);
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
         }
     }
 }

@@ -148,6 +148,15 @@ impl QuantPanel {
                     unsafe { unpack::<F>(group, shape, block, plain) };
                 }
             }
+            // While this segment is multiplied, the same part of the groups that come next is on its way from memory.
+            for group in groups {
+                let part = group.len() / 16;
+                for line in (0..part).step_by(64) {
+                    // Never faults, also beyond the end of the weights.
+                    let next = group.as_ptr().wrapping_add(groups.len() * group.len() + s * part + line);
+                    _mm_prefetch::<_MM_HINT_T1>(next.cast());
+                }
+            }
             let blocks = &self.blocks[..segment.len()];
             let panels = x.segment(s, first..first + out.len().div_ceil(SIDE));
             for (p, n) in (0..out.len()).step_by(SIDE).enumerate() {

@@ -1,9 +1,16 @@
 //! The inner loops of attention for AVX2, FMA and F16C.
+//!
+//! Queries of a group share what is read of the keys and values: tiles of three queries by four keys, or by 32
+//! dimensions of a value, whose sums are twelve registers.
+
+// Tiles are indexed by query and key in several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::{KvPage, Scores};
 use crate::avx2::tree;
 use crate::float::dot_f32;
 
@@ -21,9 +28,92 @@ pub(super) fn widen(from: &[u16], to: &mut [f32]) {
     }
 }
 
+/// Asks for a page: 128 lines when head_dim is 64, of which the CPU finds the next ones by itself only when it has begun.
+#[target_feature(enable = "avx2")]
+pub(super) fn ask_for(page: KvPage<'_>) {
+    let (start, bytes) = match page {
+        KvPage::F16(page) => (page.as_ptr().cast::<i8>(), size_of_val(page)),
+        KvPage::F32(page) => (page.as_ptr().cast::<i8>(), size_of_val(page)),
+    };
+    for line in (0..bytes).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line));
+    }
+}
+
+/// [`score`] for all queries of a group.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn score_group(q: &[f32], keys: &[f32], scale: f32, scores: Scores<&mut [f32]>) {
+    let Scores { values: scores, stride, count } = scores;
+    let dim = keys.len() / count;
+    if dim.is_multiple_of(16) {
+        let (mut h, group) = (0, q.len() / dim);
+        while h < group {
+            let (q, scores) = (&q[h * dim..], &mut scores[h * stride..]);
+            h += match group - h {
+                1 => score_tiles::<1>(q, keys, dim, scale, scores, stride),
+                2 => score_tiles::<2>(q, keys, dim, scale, scores, stride),
+                _ => score_tiles::<3>(q, keys, dim, scale, scores, stride),
+            };
+        }
+    }
+    // What the tiles leave: other dimensions, and the last keys.
+    let done = if dim.is_multiple_of(16) { count / 4 * 4 } else { 0 };
+    for (h, q) in q.chunks_exact(dim).enumerate() {
+        score(q, &keys[done * dim..], scale, &mut scores[h * stride..][done..count]);
+    }
+}
+
+/// `H` queries by four keys at a time; returns `H`. `dim` is a multiple of 16.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn score_tiles<const H: usize>(
+    q: &[f32],
+    keys: &[f32],
+    dim: usize,
+    scale: f32,
+    scores: &mut [f32],
+    stride: usize,
+) -> usize {
+    let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * dim..][..dim]);
+    for (at, keys) in keys.chunks_exact(4 * dim).enumerate() {
+        let keys: [&[f32]; 4] = std::array::from_fn(|j| &keys[j * dim..][..dim]);
+        let mut dots = [_mm_setzero_ps(); H];
+        for half in [0, 8] {
+            let mut acc = [[_mm256_setzero_ps(); 4]; H];
+            for d in (half..dim).step_by(16) {
+                // SAFETY: `d + 8` values are inside each query and key, which are `dim` long, a multiple of 16.
+                unsafe {
+                    let q: [__m256; H] = std::array::from_fn(|h| _mm256_loadu_ps(q[h].as_ptr().add(d)));
+                    for j in 0..4 {
+                        let key = _mm256_loadu_ps(keys[j].as_ptr().add(d));
+                        for h in 0..H {
+                            acc[h][j] = _mm256_fmadd_ps(q[h], key, acc[h][j]);
+                        }
+                    }
+                }
+            }
+            for h in 0..H {
+                // The tree over eight partial sums of four keys: pairs, fours, then the two halves of the register.
+                let fours = _mm256_hadd_ps(
+                    _mm256_hadd_ps(acc[h][0], acc[h][1]),
+                    _mm256_hadd_ps(acc[h][2], acc[h][3]),
+                );
+                let sums = _mm_add_ps(_mm256_castps256_ps128(fours), _mm256_extractf128_ps::<1>(fours));
+                dots[h] = if half == 0 { sums } else { _mm_add_ps(dots[h], sums) };
+            }
+        }
+        for h in 0..H {
+            let scores = &mut scores[h * stride + 4 * at..][..4];
+            // SAFETY: four f32.
+            unsafe { _mm_storeu_ps(scores.as_mut_ptr(), _mm_mul_ps(dots[h], _mm_set1_ps(scale))) };
+        }
+    }
+    H
+}
+
 /// The dots of one query with the keys of a tile, four keys at a time: the 16 partial sums of each in two registers.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn score(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
+fn score(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
     let dim = q.len();
     if !dim.is_multiple_of(16) {
         for (s, k) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
@@ -75,52 +165,93 @@ unsafe fn partial_sums<const K: usize>(q: &[f32], keys: [&[f32]; K]) -> [[__m256
     sums
 }
 
-/// The weighted sum of a tile's values; 64, 32 or 8 dimensions at a time stay in registers.
+/// The weighted sums of a tile's values for all queries of a group, added to `out`, `[group, dim]`.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn weigh(p: &[f32], values: &[f32], tile: &mut [f32]) {
-    let dim = tile.len();
-    assert!(values.len() >= p.len() * dim);
-    let mut d = 0;
-    // SAFETY: `d + width` stays within `dim`, and there is a row of `dim` values for each weight.
-    unsafe {
-        while d + 64 <= dim {
-            columns::<8>(p, values, tile, d);
-            d += 64;
-        }
-        while d + 32 <= dim {
-            columns::<4>(p, values, tile, d);
-            d += 32;
-        }
-        while d + 8 <= dim {
-            columns::<1>(p, values, tile, d);
-            d += 8;
-        }
+pub(super) fn weigh_group(p: Scores<&[f32]>, values: &[f32], dim: usize, out: &mut [f32]) {
+    let (group, whole) = (out.len() / dim, dim / 8 * 8);
+    assert!(values.len() >= p.count * dim && p.values.len() >= (group - 1) * p.stride + p.count);
+    let mut h = 0;
+    while h < group {
+        let (from, out) = (&p.values[h * p.stride..], &mut out[h * dim..]);
+        let (stride, count) = (p.stride, p.count);
+        // SAFETY: lengths as asserted; there are at least as many queries as named.
+        h += unsafe {
+            match group - h {
+                1 => weigh_tiles::<1>(from, stride, count, values, dim, out),
+                2 => weigh_tiles::<2>(from, stride, count, values, dim, out),
+                _ => weigh_tiles::<3>(from, stride, count, values, dim, out),
+            }
+        };
     }
-    for (i, t) in tile.iter_mut().enumerate().skip(d) {
-        *t = p.iter().zip(values.chunks_exact(dim)).fold(0.0, |s, (p, row)| p.mul_add(row[i], s));
+    for (h, out) in out.chunks_exact_mut(dim).enumerate() {
+        let p = &p.values[h * p.stride..][..p.count];
+        for (i, o) in out.iter_mut().enumerate().skip(whole) {
+            *o += p.iter().zip(values.chunks_exact(dim)).fold(0.0, |s, (p, row)| p.mul_add(row[i], s));
+        }
     }
 }
 
-/// Dimensions `d .. d + 8 * W` of the weighted sum.
+/// `H` queries by 32 dimensions at a time, then by 8; returns `H`.
 ///
 /// # Safety
-/// `d + 8 * W <= tile.len()`, and `values` has a row of `tile.len()` values for each weight.
+/// `p` has `count` weights from each `h * stride` on, `values` `count` rows of `dim`, `out` `H` rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn columns<const W: usize>(p: &[f32], values: &[f32], tile: &mut [f32], d: usize) {
-    let dim = tile.len();
-    let mut sums = [_mm256_setzero_ps(); W];
-    for (j, p) in p.iter().enumerate() {
-        let p = _mm256_set1_ps(*p);
-        for (w, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: inside row `j`, as the caller promises.
-            *sum = unsafe {
-                _mm256_fmadd_ps(p, _mm256_loadu_ps(values.as_ptr().add(j * dim + d + 8 * w)), *sum)
-            };
+unsafe fn weigh_tiles<const H: usize>(
+    p: &[f32],
+    stride: usize,
+    count: usize,
+    values: &[f32],
+    dim: usize,
+    out: &mut [f32],
+) -> usize {
+    let mut d = 0;
+    // SAFETY: `d + width <= dim`, and the caller's promise.
+    unsafe {
+        while d + 32 <= dim {
+            weigh_tile::<H, 4>(p, stride, count, &values[d..], dim, &mut out[d..]);
+            d += 32;
+        }
+        while d + 8 <= dim {
+            weigh_tile::<H, 1>(p, stride, count, &values[d..], dim, &mut out[d..]);
+            d += 8;
         }
     }
-    for (w, sum) in sums.iter().enumerate() {
-        // SAFETY: inside `tile`, as the caller promises.
-        unsafe { _mm256_storeu_ps(tile.as_mut_ptr().add(d + 8 * w), *sum) };
+    H
+}
+
+/// `8 * W` dimensions of `H` queries.
+///
+/// # Safety
+/// As [`weigh_tiles`]; `8 * W` dimensions are left.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn weigh_tile<const H: usize, const W: usize>(
+    p: &[f32],
+    stride: usize,
+    count: usize,
+    values: &[f32],
+    dim: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[_mm256_setzero_ps(); W]; H];
+    // SAFETY: inside what the caller promises.
+    unsafe {
+        for j in 0..count {
+            let row = values.as_ptr().add(j * dim);
+            let row: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(row.add(8 * w)));
+            for h in 0..H {
+                let p = _mm256_set1_ps(*p.get_unchecked(h * stride + j));
+                for w in 0..W {
+                    sums[h][w] = _mm256_fmadd_ps(p, row[w], sums[h][w]);
+                }
+            }
+        }
+        for h in 0..H {
+            for w in 0..W {
+                let out = out.as_mut_ptr().add(h * dim + 8 * w);
+                _mm256_storeu_ps(out, _mm256_add_ps(_mm256_loadu_ps(out), sums[h][w]));
+            }
+        }
     }
 }
