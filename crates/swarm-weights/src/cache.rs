@@ -1,12 +1,14 @@
-//! Where models are on this computer: a path, a preset, the Hugging Face cache, the project's own folder.
-//!
-//! Only looked up here, never downloaded or written.
+//! Where a model is: a path, a preset, the Hugging Face cache, the project's own folder, and for a repository that is
+//! in none of them the store, which fetches from the Hub what is needed.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::Format;
+use crate::gguf::split;
+use crate::hub::{ModelRef, is_commit, is_plain};
 use crate::open::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, folder_name, gguf_files, is_gguf};
+use crate::store::{Needs, Store, StoreError};
 
 /// The model that is used when none is named.
 pub const DEFAULT_MODEL: &str = "smol";
@@ -19,7 +21,7 @@ pub const PRESETS: [(&str, &str); 3] = [
 ];
 
 /// Why a model name led nowhere.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
     #[error("{model:?} is neither a path that exists, nor a preset ({presets}), nor a repository id (organisation/name)", presets = preset_names())]
@@ -30,6 +32,8 @@ pub enum ResolveError {
     NotFound { model: String, looked: Vec<String> },
     #[error("{model:?} could be any of {}; give the path of one", found.join(", "))]
     Ambiguous { model: String, found: Vec<String> },
+    #[error("{model:?} is neither on this computer (looked for {}) nor to be had from the Hub", looked.join(", "))]
+    Hub { model: String, looked: Vec<String>, source: Box<StoreError> },
 }
 
 fn preset_names() -> String {
@@ -57,7 +61,42 @@ pub struct ModelEntry {
 /// # Errors
 /// [`ResolveError`], which says where was looked and what to do.
 pub fn resolve(model: &str) -> Result<PathBuf, ResolveError> {
+    resolve_for(model, Needs::Everything)
+}
+
+/// [`resolve`], for who may not need the tokenizer. A repository that is not on this computer is looked up on the Hub:
+/// its small files are fetched, its weights when they are read.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn resolve_for(model: &str, needs: Needs) -> Result<PathBuf, ResolveError> {
+    match resolve_here(model) {
+        Err(ResolveError::NotFound { model: name, looked }) => {
+            let Some(wanted) = repository(model) else {
+                return Err(ResolveError::NotFound { model: name, looked });
+            };
+            Store::of_user().resolve(&wanted, needs).map_err(|source| ResolveError::Hub {
+                model: name,
+                looked,
+                source: Box::new(source),
+            })
+        }
+        here => here,
+    }
+}
+
+/// [`resolve`], without the Hub and without what was fetched from it.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn resolve_here(model: &str) -> Result<PathBuf, ResolveError> {
     Places::from_env(&|key| std::env::var_os(key)).resolve(model)
+}
+
+/// The repository that a name means, with what a preset stands for.
+pub fn repository(model: &str) -> Option<ModelRef> {
+    let preset = PRESETS.iter().find(|(name, _)| *name == model);
+    ModelRef::parse(preset.map_or(model, |(_, id)| *id))
 }
 
 /// The models on this computer, by name.
@@ -70,16 +109,20 @@ pub fn models_folder() -> PathBuf {
     Places::from_env(&|key| std::env::var_os(key)).models
 }
 
-/// The two folders that are searched.
+/// The folders that are searched.
 #[derive(Clone, Debug)]
-struct Places {
-    hub: PathBuf,
+pub(crate) struct Places {
+    /// The Hugging Face cache.
+    pub hub: PathBuf,
+    pub hf_home: PathBuf,
     models: PathBuf,
+    /// What was fetched by range.
+    pub store: PathBuf,
 }
 
 impl Places {
     /// `env` looks a variable up; an empty one counts as not set.
-    fn from_env(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
+    pub fn from_env(env: &dyn Fn(&str) -> Option<OsString>) -> Self {
         let folder = |key: &str| env(key).filter(|value| !value.is_empty()).map(PathBuf::from);
         let home = folder("HOME").or_else(|| folder("USERPROFILE")).unwrap_or_default();
         let dot_cache = folder("XDG_CACHE_HOME").unwrap_or_else(|| home.join(".cache"));
@@ -95,7 +138,9 @@ impl Places {
             hub: folder("HF_HUB_CACHE")
                 .or_else(|| folder("HUGGINGFACE_HUB_CACHE")) // the variable's older name
                 .unwrap_or_else(|| hf_home.join("hub")),
+            hf_home,
             models: folder("SWARM_OS_MODELS").unwrap_or_else(|| own_cache.join("swarm-os").join("models")),
+            store: folder("SWARM_OS_CACHE").unwrap_or_else(|| own_cache.join("swarm-os").join("hub")),
         }
     }
 
@@ -109,19 +154,36 @@ impl Places {
             return Err(ResolveError::NoSuchPath { path: model.to_owned() });
         }
         let id = preset.map_or(model, |(_, id)| *id);
-        let Some((organisation, name)) = split_repo_id(id) else {
+        let Some(wanted) = ModelRef::parse(id) else {
             return self.own_name(model);
         };
         let mut looked = vec![];
-        let repo = self.hub.join(format!("models--{organisation}--{name}"));
+        let repo = self.hub.join(ModelRef::folder(&wanted.id));
         looked.push(format!("a complete snapshot in {}", repo.display()));
-        if let Some(snapshot) = main_snapshot(&repo) {
-            let files = gguf_files(&snapshot);
-            if files.len() > 1 && !is_hf_folder(&snapshot) {
-                return ambiguous(model, &files);
+        let revision = wanted.revision.as_deref().unwrap_or("main");
+        if let Some(snapshot) = snapshot(&repo, revision) {
+            let mut files = gguf_files(&snapshot);
+            let named = |pick: &String| {
+                let file = snapshot.join(pick);
+                files.contains(&file).then_some(file)
+            };
+            match &wanted.pick {
+                Some(pick) => {
+                    if let Some(file) = named(pick) {
+                        return Ok(file);
+                    }
+                }
+                None if is_hf_folder(&snapshot) => return Ok(snapshot),
+                None if files.len() > 1 => return ambiguous(model, &files),
+                None => return Ok(files.pop().unwrap_or(snapshot)),
             }
-            return Ok(snapshot);
         }
+        // Only the newest version of a repository has a bare name here, and only whole ones.
+        let (Some((organisation, name)), None, None) =
+            (wanted.id.split_once('/'), &wanted.revision, &wanted.pick)
+        else {
+            return Err(ResolveError::NotFound { model: model.to_owned(), looked });
+        };
         let models = self.models.display();
         looked.push(format!("{organisation}--{name}, {name} or {name}*.gguf in {models}"));
         let folders = [format!("{organisation}--{name}"), name.to_owned()];
@@ -168,7 +230,7 @@ impl Places {
         let mut entries = Vec::new();
         for repo in folders_in(&self.hub) {
             let is_repo = repo.file_name().is_some_and(|name| name.to_string_lossy().starts_with("models--"));
-            if is_repo && let Some(snapshot) = main_snapshot(&repo) {
+            if is_repo && let Some(snapshot) = snapshot(&repo, "main") {
                 entries.extend(entries_of(&snapshot));
             }
         }
@@ -197,9 +259,11 @@ fn entries_of(folder: &Path) -> Vec<ModelEntry> {
 }
 
 fn gguf_entry(file: &Path, folder: Option<&str>) -> ModelEntry {
-    let stem = file.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+    let file_name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let stem = split::stem(&file_name).to_owned();
     let name = folder.map_or(stem.clone(), |folder| format!("{folder}/{stem}"));
-    ModelEntry { name, path: file.to_owned(), bytes: file_bytes(file), format: Format::Gguf }
+    let bytes = split::parts(&file_name).iter().map(|part| file_bytes(&file.with_file_name(part))).sum();
+    ModelEntry { name, path: file.to_owned(), bytes, format: Format::Gguf }
 }
 
 fn file_bytes(file: &Path) -> u64 {
@@ -237,13 +301,16 @@ fn weight_files(folder: &Path) -> Option<Vec<PathBuf>> {
     files.iter().all(|file| file.is_file()).then_some(files)
 }
 
-/// The snapshot that `refs/main` names, when its weights are complete. The cache's files are symbolic
+/// The snapshot of a revision, when its weights are complete. The cache's files are symbolic
 /// links to blobs; one that is still downloading leads nowhere and does not count as a file.
-fn main_snapshot(repo: &Path) -> Option<PathBuf> {
-    /// A commit is 40 hexadecimal digits.
+fn snapshot(repo: &Path, revision: &str) -> Option<PathBuf> {
     const REF_BYTES_MAX: u64 = 256;
-    let commit = crate::hf::read_optional(&repo.join("refs").join("main"), REF_BYTES_MAX).ok()??;
-    let commit = String::from_utf8(commit).ok()?;
+    let commit = if is_commit(revision) {
+        revision.to_owned()
+    } else {
+        let name = revision.split('/').fold(repo.join("refs"), |path, part| path.join(part));
+        String::from_utf8(crate::hf::read_optional(&name, REF_BYTES_MAX).ok()??).ok()?
+    };
     let commit = commit.trim();
     if !is_plain(commit) {
         return None;
@@ -256,25 +323,6 @@ fn main_snapshot(repo: &Path) -> Option<PathBuf> {
 fn is_written_as_path(model: &str) -> bool {
     let path = Path::new(model);
     path.is_absolute() || model.starts_with(['.', '~', '/']) || model.contains('\\')
-}
-
-/// A repository id is `organisation/name`, both plain.
-fn split_repo_id(id: &str) -> Option<(&str, &str)> {
-    let (organisation, name) = id.split_once('/')?;
-    (is_plain(organisation) && is_plain(name)).then_some((organisation, name))
-}
-
-/// A name that cannot leave the folder it is joined to. The rules are the Hub's own.
-fn is_plain(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    let ends = |c: char| matches!(c, '-' | '.');
-    !name.is_empty()
-        && name.len() <= 96
-        && name.bytes().all(allowed)
-        && !name.starts_with(ends)
-        && !name.ends_with(ends)
-        && !name.contains("..")
-        && !name.contains("--")
 }
 
 #[cfg(test)]
@@ -291,7 +339,9 @@ mod tests {
     impl Room {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let places = Places { hub: folder.path().join("hub"), models: folder.path().join("models") };
+            let at = |name: &str| folder.path().join(name);
+            let places =
+                Places { hub: at("hub"), hf_home: at("hf"), models: at("models"), store: at("store") };
             Self { folder, places }
         }
 

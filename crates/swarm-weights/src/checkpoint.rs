@@ -12,7 +12,8 @@ use crate::error::WeightsError;
 use crate::fingerprint;
 use crate::layout::{self, RawTensor, TensorInfo};
 use crate::open;
-use crate::source::{FileSource, Opener, Source};
+use crate::source::{Opener, Source};
+use crate::store::{self, FetchControl, Folder, Store, StoreError, StoredFile};
 use crate::tokenizer::TokenizerFiles;
 
 /// File format of the weights.
@@ -54,6 +55,17 @@ pub struct Checkpoint {
     tokenizer: TokenizerFiles,
     eos_token_ids: Vec<u32>,
     fingerprint: OnceLock<[u8; 32]>,
+    origin: Option<Origin>,
+}
+
+/// Which published model it is: two of one origin have the same bytes, whoever holds them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// `organisation/name`.
+    pub id: String,
+    pub commit: String,
+    /// The GGUF file of the repository; `None` for `config.json` and safetensors.
+    pub file: Option<String>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -83,12 +95,14 @@ pub(crate) struct Parts {
 
 impl Checkpoint {
     /// Opens a folder with `config.json` and safetensors (single or indexed), a folder with one
-    /// `.gguf` file, or a `.gguf` file. Reads headers and small files only.
+    /// `.gguf` file, or a `.gguf` file, the first of several where a model has several. Reads headers and small files
+    /// only. What [`crate::cache::resolve`] made of a repository's name opens as any other; bytes that are not here
+    /// are fetched as they are read, or before by [`Checkpoint::fetch`].
     ///
     /// # Errors
     /// [`WeightsError`], naming the file and what is wrong with it.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        Self::open_with(path, &FileSource::opener)
+        Self::open_with(path, &|path| Store::of_user().open_file(path))
     }
 
     /// [`Checkpoint::open`] with another way to open the weight files, such as
@@ -97,7 +111,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_with(path: &Path, opener: &Opener<'_>) -> Result<Self, WeightsError> {
-        Self::assemble(path, open::parts(path, opener)?)
+        let checkpoint = Self::assemble(path, open::parts(path, opener)?)?;
+        Ok(Self { origin: Origin::of(path, checkpoint.format), ..checkpoint })
     }
 
     fn assemble(path: &Path, parts: Parts) -> Result<Self, WeightsError> {
@@ -128,6 +143,7 @@ impl Checkpoint {
             tokenizer,
             eos_token_ids,
             fingerprint: OnceLock::new(),
+            origin: None,
         })
     }
 
@@ -145,6 +161,36 @@ impl Checkpoint {
     /// The names of the files that hold the weights: paths, for files.
     pub fn files(&self) -> impl Iterator<Item = &str> {
         self.sources.iter().map(|source| source.name())
+    }
+
+    /// Which published model it is, if that is known.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_ref()
+    }
+
+    /// Bytes that a stage of `layers` needs and that are not on this computer.
+    pub fn missing_bytes(&self, layers: Range<usize>) -> u64 {
+        let wanted = self.stored_ranges(layers);
+        wanted.iter().map(|(file, ranges)| store::ranges_bytes(&file.missing(ranges))).sum()
+    }
+
+    /// Fetches what a stage of `layers` needs and what is not here, several requests at once. Nothing to do for a model
+    /// whose files are all here.
+    ///
+    /// # Errors
+    /// [`StoreError`]. What came stays, and the next call goes on from there.
+    pub fn fetch(&self, layers: Range<usize>, control: &mut FetchControl<'_>) -> Result<(), StoreError> {
+        store::fetch_all(&self.stored_ranges(layers), control)
+    }
+
+    /// The ranges of a stage in each file that may have holes.
+    fn stored_ranges(&self, layers: Range<usize>) -> Vec<(&StoredFile, Vec<Range<u64>>)> {
+        let mut wanted: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
+        for info in self.stage_tensors(layers) {
+            wanted.entry(info.source).or_default().push(info.offset..info.offset.saturating_add(info.bytes));
+        }
+        let file = |(index, ranges): (usize, _)| Some((self.sources.get(index)?.stored()?, ranges));
+        wanted.into_iter().filter_map(file).collect()
     }
 
     pub fn format(&self) -> Format {
@@ -310,16 +356,64 @@ impl Checkpoint {
     /// reading 8 KiB per tensor once. It is not a digest of all bytes: a flipped bit in the middle of a
     /// tensor goes unseen. The tokenizer is not part of it.
     ///
+    /// A model that is here in part has [`Checkpoint::origin_fingerprint`] instead: no byte is fetched for it.
+    ///
     /// # Errors
     /// [`WeightsError::Source`].
     pub fn fingerprint(&self) -> Result<[u8; 32], WeightsError> {
         if let Some(known) = self.fingerprint.get() {
             return Ok(*known);
         }
+        if let Some(hash) = self.origin_fingerprint()
+            && self.sources.iter().any(|source| source.stored().is_some())
+        {
+            return Ok(*self.fingerprint.get_or_init(|| hash));
+        }
         let tensors = self.tensors.values();
         let hash =
             fingerprint::of(&self.config, tensors, |info, offset, out| self.read_range(info, offset, out))?;
         Ok(*self.fingerprint.get_or_init(|| hash))
+    }
+}
+
+impl Checkpoint {
+    /// A hash of where the model comes from, to the commit, of its configuration and its tensor list. `None` for files
+    /// that nobody knows the origin of.
+    pub fn origin_fingerprint(&self) -> Option<[u8; 32]> {
+        let Origin { id, commit, file } = self.origin.as_ref()?;
+        let parts = [id.as_str(), commit.as_str(), file.as_deref().unwrap_or_default()];
+        Some(fingerprint::of_origin(parts, &self.config, self.tensors.values()))
+    }
+
+    /// Whether this is the model that somebody else's fingerprint is of, by content or by origin.
+    ///
+    /// # Errors
+    /// [`WeightsError::Source`].
+    pub fn is_model(&self, fingerprint: &[u8; 32]) -> Result<bool, WeightsError> {
+        Ok(self.origin_fingerprint().as_ref() == Some(fingerprint) || self.fingerprint()? == *fingerprint)
+    }
+}
+
+impl Origin {
+    /// Read from where the files are: in the store, or in a snapshot of the Hugging Face cache.
+    fn of(path: &Path, format: Format) -> Option<Self> {
+        let full = std::path::absolute(path).ok()?;
+        let folder = match Folder::around(&full) {
+            Some(folder) => folder,
+            None if full.is_dir() => &full,
+            None => full.parent()?,
+        };
+        let (id, commit) = open::commit_of(folder)?;
+        let file = match format {
+            Format::Safetensors => None,
+            // A folder with one file is that file.
+            Format::Gguf if full.is_dir() => {
+                let files = open::gguf_files(&full);
+                Some(files.first()?.file_name()?.to_str()?.to_owned())
+            }
+            Format::Gguf => Some(full.strip_prefix(folder).ok()?.to_str()?.replace('\\', "/")),
+        };
+        Some(Self { id, commit, file })
     }
 }
 

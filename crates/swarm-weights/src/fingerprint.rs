@@ -6,6 +6,8 @@ use crate::layout::TensorInfo;
 
 /// Changes whenever the hashed bytes change their meaning.
 const DOMAIN: &[u8] = b"swarm-os model fingerprint 1";
+/// The same for the other way to tell a model.
+const ORIGIN_DOMAIN: &[u8] = b"swarm-os model origin 1";
 const SAMPLE_BYTES: u64 = 4096;
 
 /// Hashes `config` and samples of `tensors`, which come in order of name.
@@ -32,6 +34,26 @@ pub(crate) fn of<'a>(
         }
     }
     Ok(*hash.0.finalize().as_bytes())
+}
+
+/// Hashes which model it is and what its headers say, and no weight: two that are of one commit have the same bytes.
+pub(crate) fn of_origin<'a>(
+    origin: [&str; 3],
+    config: &ModelConfig,
+    tensors: impl Iterator<Item = &'a TensorInfo>,
+) -> [u8; 32] {
+    let mut hash = Hash(blake3::Hasher::new());
+    hash.bytes(ORIGIN_DOMAIN);
+    origin.iter().for_each(|part| hash.bytes(part.as_bytes()));
+    hash.config(config);
+    for info in tensors {
+        hash.bytes(info.name.as_bytes());
+        hash.bytes(info.dtype.name().as_bytes());
+        for number in [info.rows as u64, info.cols as u64, info.bytes] {
+            hash.number(number);
+        }
+    }
+    *hash.0.finalize().as_bytes()
 }
 
 /// Every part is hashed with its length, so that no two different lists of parts read alike.

@@ -1,6 +1,6 @@
 //! Weights from disk: GGUF and safetensors files, `config.json` or GGUF metadata, by byte range.
 //!
-//! [`cache::resolve`] finds a model, [`Checkpoint::open`] reads its headers and holds every tensor against
+//! [`cache::resolve`] finds a model, on this computer or on the Hub ([`hub`], of which [`store`] keeps what was needed), [`Checkpoint::open`] reads its headers and holds every tensor against
 //! the configuration, and [`Checkpoint::read`] gives one tensor's bytes. A stage reads what
 //! [`Checkpoint::stage_tensors`] lists and nothing else.
 //!
@@ -19,18 +19,22 @@ mod error;
 mod fingerprint;
 pub mod gguf;
 mod hf;
+pub mod hub;
 mod layout;
 mod mmap;
 mod open;
 pub mod safetensors;
 mod source;
+pub mod store;
 mod tokenizer;
 
-pub use checkpoint::{Checkpoint, Format, Tensor, TensorRows};
+pub use checkpoint::{Checkpoint, Format, Origin, Tensor, TensorRows};
 pub use config::{ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
 pub use error::WeightsError;
 pub use gguf::GgufVocab;
+pub use hub::ModelRef;
 pub use layout::{EMBED, HEAD, NORM, TensorInfo};
 pub use mmap::MmapSource;
 pub use source::{FileSource, Opener, Source, SourceError};
+pub use store::{FetchControl, FetchProgress, Needs, Store, StoreError};
 pub use tokenizer::TokenizerFiles;

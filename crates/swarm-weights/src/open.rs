@@ -10,7 +10,7 @@ use swarm_kernels::DType;
 use crate::checkpoint::{Format, Parts};
 use crate::config::{ConfigError, ModelConfig};
 use crate::error::WeightsError;
-use crate::gguf::{self, GgufHeader, GgufVocab, MetadataError};
+use crate::gguf::{self, GgufHeader, GgufVocab, MetadataError, split};
 use crate::hf;
 use crate::layout::{self, RawTensor};
 use crate::safetensors::SafetensorsHeader;
@@ -52,11 +52,13 @@ fn listed(files: &[PathBuf]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// The `.gguf` files directly in `folder`, sorted. An unreadable folder has none.
+/// The `.gguf` files directly in `folder`, sorted, of a model over several files the first. An unreadable folder has
+/// none.
 pub(crate) fn gguf_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> =
         entries.map(|entry| entry.path()).filter(|path| is_gguf(path) && path.is_file()).collect();
+    files.retain(|path| path.file_name().is_some_and(|name| split::leads(&name.to_string_lossy())));
     files.sort();
     files
 }
@@ -66,27 +68,26 @@ pub(crate) fn is_gguf(path: &Path) -> bool {
 }
 
 fn gguf_parts(path: &Path, opener: &Opener<'_>) -> Result<Parts, WeightsError> {
-    let source = opener(path)?;
-    let file = source.name().to_owned();
-    let header = GgufHeader::read(source.as_ref())?;
-    let fail = |error| WeightsError::Gguf { file: file.clone(), source: error };
+    let file_name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let names = split::parts(&file_name);
     let mut raw = BTreeMap::new();
-    for (stored_name, tensor) in &header.tensors {
-        let shape = tensor.dims.iter().rev().copied().collect();
-        let found = RawTensor {
-            stored_name: stored_name.clone(),
-            dtype: Ok(tensor.dtype),
-            shape,
-            source: 0,
-            offset: tensor.offset,
-            bytes: tensor.bytes,
-        };
-        // Two stored names may mean one tensor, for example blk.0.attn_q.weight and its HF spelling.
-        if raw.insert(gguf::hf_name(stored_name), found).is_some() {
-            return Err(fail(gguf::GgufError::Duplicate { what: "tensor", name: stored_name.clone() }));
-        }
+    let mut sources = Vec::new();
+    let mut first = None;
+    for (number, name) in names.iter().enumerate() {
+        // A file of its own may have any name, also one that is no text.
+        let source = if names.len() == 1 { opener(path)? } else { opener(&path.with_file_name(name))? };
+        let header = GgufHeader::read(source.as_ref())?;
+        check_part(source.name(), &header, number, names.len())?;
+        gguf_tensors(source.name(), &header, number, &mut raw)?;
+        sources.push(source);
+        first.get_or_insert(header);
     }
-    let factors = raw.remove(ROPE_FACTORS).map(|info| rope_factors(source.as_ref(), &info)).transpose()?;
+    // There is at least one name.
+    let (Some(header), Some(file)) = (first, sources.first().map(|source| source.name().to_owned())) else {
+        return not_a_model(path, "it has no name".into());
+    };
+    let fail = |error| WeightsError::Gguf { file: file.clone(), source: error };
+    let factors = raw.remove(ROPE_FACTORS).map(|info| rope_factors(&sources, &info)).transpose()?;
     let config = gguf::config_from(&header, &raw, factors).map_err(|error| match error {
         MetadataError::Gguf(error) => fail(error),
         MetadataError::Config(source) => WeightsError::Config { file: file.clone(), source },
@@ -98,10 +99,10 @@ fn gguf_parts(path: &Path, opener: &Opener<'_>) -> Result<Parts, WeightsError> {
     };
     let eos_token_ids = gguf::eos_token_ids(&header).map_err(fail)?;
     Ok(Parts {
-        name: path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned()),
+        name: split::stem(&file_name).to_owned(),
         format: Format::Gguf,
         config,
-        sources: vec![source],
+        sources,
         raw,
         interleaved,
         tokenizer,
@@ -109,8 +110,51 @@ fn gguf_parts(path: &Path, opener: &Opener<'_>) -> Result<Parts, WeightsError> {
     })
 }
 
+/// A file of several says itself which one it is.
+fn check_part(file: &str, header: &GgufHeader, number: usize, count: usize) -> Result<(), WeightsError> {
+    let fail = |source| WeightsError::Gguf { file: file.to_owned(), source };
+    let said = header.unsigned("split.count").map_err(fail)?.unwrap_or(1).max(1);
+    let place = header.unsigned("split.no").map_err(fail)?.unwrap_or(0);
+    // Tools before the numbers were written into the files wrote them into the names only.
+    let unsaid = said == 1 && place == 0;
+    if (said, place) == (count as u64, number as u64) || (unsaid && count > 1) {
+        return Ok(());
+    }
+    let why = format!(
+        "it says that it is part {} of {said}; parts are recognized by names that end in -00001-of-{said:05}.gguf and so on",
+        place.saturating_add(1)
+    );
+    Err(WeightsError::File { file: file.to_owned(), why })
+}
+
+/// Adds the tensors of one file to those of the model.
+fn gguf_tensors(
+    file: &str,
+    header: &GgufHeader,
+    number: usize,
+    raw: &mut BTreeMap<String, RawTensor>,
+) -> Result<(), WeightsError> {
+    for (stored_name, tensor) in &header.tensors {
+        let shape = tensor.dims.iter().rev().copied().collect();
+        let found = RawTensor {
+            stored_name: stored_name.clone(),
+            dtype: Ok(tensor.dtype),
+            shape,
+            source: number,
+            offset: tensor.offset,
+            bytes: tensor.bytes,
+        };
+        // Two stored names may mean one tensor, for example blk.0.attn_q.weight and its HF spelling.
+        if raw.insert(gguf::hf_name(stored_name), found).is_some() {
+            let source = gguf::GgufError::Duplicate { what: "tensor", name: stored_name.clone() };
+            return Err(WeightsError::Gguf { file: file.to_owned(), source });
+        }
+    }
+    Ok(())
+}
+
 /// Reads `rope_freqs.weight`: one f32 per frequency.
-fn rope_factors(source: &dyn Source, info: &RawTensor) -> Result<Vec<f32>, WeightsError> {
+fn rope_factors(sources: &[Arc<dyn Source>], info: &RawTensor) -> Result<Vec<f32>, WeightsError> {
     /// More than any head has frequencies; the exact count is checked with the configuration.
     const FACTORS_MAX: u64 = 1 << 12;
     let name = || info.stored_name.clone();
@@ -125,6 +169,9 @@ fn rope_factors(source: &dyn Source, info: &RawTensor) -> Result<Vec<f32>, Weigh
         return Err(WeightsError::Shape { name: name(), want: vec![FACTORS_MAX], got: info.shape.clone() });
     }
     let mut bytes = vec![0; info.bytes as usize];
+    let source = sources
+        .get(info.source)
+        .ok_or_else(|| WeightsError::NoSuchTensor { model: String::new(), name: name() })?;
     source.read_at(info.offset, &mut bytes)?;
     Ok(bytes.as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
 }
@@ -243,17 +290,22 @@ fn no_weights(folder: &Path) -> String {
     }
 }
 
-/// `org/name` for a snapshot of the Hugging Face cache, else the folder's own name.
+/// `org/name` for a snapshot of the Hugging Face cache or a folder of the store, else the folder's own name.
 pub(crate) fn folder_name(folder: &Path) -> String {
     let full = std::fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
-    let part = |path: Option<&Path>| {
-        path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    };
-    let snapshots = full.parent();
-    if part(snapshots) == "snapshots"
-        && let Some(repo) = part(snapshots.and_then(Path::parent)).strip_prefix("models--")
-    {
-        return repo.replace("--", "/");
-    }
-    part(Some(&full))
+    commit_of(&full).map_or_else(|| part(Some(&full)), |(id, _)| id)
+}
+
+fn part(path: Option<&Path>) -> String {
+    path.and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// Repository and commit of a folder: `models--org--name/snapshots/COMMIT` of the Hugging Face cache,
+/// `models--org--name/COMMIT` of the store.
+pub(crate) fn commit_of(folder: &Path) -> Option<(String, String)> {
+    let above = folder.parent();
+    let repo = if part(above) == "snapshots" { above.and_then(Path::parent) } else { above };
+    let id = part(repo).strip_prefix("models--")?.replacen("--", "/", 1);
+    let commit = part(Some(folder));
+    crate::hub::is_commit(&commit).then_some((id, commit))
 }

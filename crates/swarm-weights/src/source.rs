@@ -18,6 +18,8 @@ pub enum SourceError {
     OutOfRange { name: String, offset: u64, len: u64, file_len: u64 },
     #[error("{name} became shorter while it was open: no byte left at offset {offset}; fetch it again")]
     Shrunk { name: String, offset: u64 },
+    #[error("bytes of {name} are not to be had")]
+    Store { name: String, source: Box<crate::store::StoreError> },
 }
 
 /// Bytes by range. Safe to read from several threads at once: a read carries its own offset.
@@ -38,6 +40,13 @@ pub trait Source: Send + Sync {
     /// [`SourceError::OutOfRange`] when the range leaves the file, before anything is read;
     /// [`SourceError::Shrunk`] or [`SourceError::Read`] when the file changed or the disk failed.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError>;
+
+    /// The same as a file of the store, which may have holes; `None` for what is here whole.
+    #[doc(hidden)]
+    #[allow(private_interfaces)]
+    fn stored(&self) -> Option<&crate::store::StoredFile> {
+        None
+    }
 }
 
 /// Opens a path as a source. [`crate::Checkpoint::open_with`] takes one, so that a test may count

@@ -177,18 +177,62 @@ impl ToyModel {
                 self.name
             )));
         }
-        let metadata = self.gguf_metadata(file_type);
         let factors = self.rope_factors();
+        self.write_planned(
+            path,
+            self.gguf_metadata(file_type),
+            self.plan(kind, factors.as_ref()),
+            factors.as_ref(),
+        )
+    }
+
+    /// The same model over `files` files beside each other, as llama.cpp splits them: `STEM-00001-of-0000N.gguf`.
+    ///
+    /// # Errors
+    /// As [`ToyModel::write_gguf`].
+    pub fn write_gguf_split(
+        &self,
+        folder: &Path,
+        stem: &str,
+        matrices: GgufType,
+        files: u16,
+    ) -> io::Result<()> {
+        let factors = self.rope_factors();
+        let mut plan = self.plan(|_| matrices, factors.as_ref());
+        let (tensors, each) = (plan.len(), plan.len().div_ceil(usize::from(files)));
+        for number in 0..files {
+            let rest = plan.split_off(each.min(plan.len()));
+            let mut metadata = if number == 0 { self.gguf_metadata(matrices) } else { Metadata::default() };
+            metadata.u16("split.no", number);
+            metadata.u16("split.count", files);
+            metadata.u32("split.tensors.count", tensors as u32);
+            let path = folder.join(format!("{stem}-{:05}-of-{files:05}.gguf", number + 1));
+            self.write_planned(&path, metadata, std::mem::replace(&mut plan, rest), factors.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// All tensors and the type of each.
+    fn plan(&self, kind: impl Fn(&str) -> GgufType, factors: Option<&Vec<f32>>) -> Vec<Planned> {
         let mut shapes = self.shapes();
-        if let Some(factors) = &factors {
+        if let Some(factors) = factors {
             shapes.insert(0, (ROPE_FACTORS.to_owned(), vec![factors.len()]));
         }
         let plan = shapes.into_iter().map(|(name, shape)| {
             let kind = kind(&name).for_shape(&shape);
             Planned { name, shape, kind }
         });
-        let plan: Vec<Planned> = plan.collect();
+        plan.collect()
+    }
 
+    /// One file of the tensors in `plan`.
+    fn write_planned(
+        &self,
+        path: &Path,
+        metadata: Metadata,
+        plan: Vec<Planned>,
+        factors: Option<&Vec<f32>>,
+    ) -> io::Result<()> {
         let mut head = b"GGUF".to_vec();
         head.extend(3u32.to_le_bytes());
         head.extend((plan.len() as u64).to_le_bytes());
@@ -207,7 +251,7 @@ impl ToyModel {
         let mut file = BufWriter::new(File::create(path)?);
         file.write_all(&head)?;
         for Planned { name, shape, kind } in plan {
-            let values = match &factors {
+            let values = match factors {
                 Some(factors) if name == ROPE_FACTORS => factors.clone(),
                 _ => self.gguf_values(name, shape),
             };
@@ -405,6 +449,11 @@ impl Metadata {
 
     fn u32(&mut self, key: &str, value: u32) {
         self.key(key, 4);
+        self.bytes.extend(value.to_le_bytes());
+    }
+
+    fn u16(&mut self, key: &str, value: u16) {
+        self.key(key, 2);
         self.bytes.extend(value.to_le_bytes());
     }
 

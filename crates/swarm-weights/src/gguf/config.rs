@@ -106,12 +106,6 @@ impl Metadata<'_> {
                 "the keys of plain llama, qwen2 and qwen3 models",
             );
         }
-        if self.header.unsigned("split.count")?.is_some_and(|count| count > 1) {
-            return unsupported(
-                "a GGUF split over several files".into(),
-                "single files; merge the parts with llama-gguf-split --merge",
-            );
-        }
         Ok(())
     }
 

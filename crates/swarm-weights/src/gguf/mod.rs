@@ -3,6 +3,7 @@
 mod config;
 mod names;
 mod parse;
+pub(crate) mod split;
 mod vocab;
 
 use std::collections::BTreeMap;
@@ -19,8 +20,16 @@ use parse::Contents;
 pub use parse::{HEADER_BYTES_MAX, Parsed, parse};
 pub use vocab::GgufVocab;
 
-/// First read of a header. Doubled until the header is complete.
-const FIRST_READ_BYTES: u64 = 256 << 10;
+/// First read of a header. What is read after it is as much again, until the header is complete: of one that comes over
+/// a network, little is read beyond its end.
+const FIRST_READ_BYTES: u64 = 32 << 10;
+/// Later reads are this long, or a quarter of what is there.
+const READ_BYTES_MAX: u64 = 256 << 10;
+
+/// How much more of a header to read when `have` bytes were not all of it.
+fn step(have: u64) -> u64 {
+    have.clamp(FIRST_READ_BYTES, READ_BYTES_MAX.max(have / 4))
+}
 
 /// What makes a file unreadable as GGUF. The file's name is added by [`WeightsError::Gguf`].
 #[derive(Debug, thiserror::Error)]
@@ -185,7 +194,7 @@ impl GgufHeader {
         let mut want = FIRST_READ_BYTES;
         loop {
             let have = prefix.len() as u64;
-            let len = want.max(have.saturating_mul(2)).min(HEADER_BYTES_MAX).min(file_len);
+            let len = want.max(have.saturating_add(step(have))).min(HEADER_BYTES_MAX).min(file_len);
             prefix.resize(len as usize, 0); // at most HEADER_BYTES_MAX
             source.read_at(have, prefix.get_mut(have as usize..).unwrap_or_default())?;
             match parse::contents(&prefix, file_len) {

@@ -80,7 +80,7 @@ fn options_that_are_not_built_are_named() {
         ("llama.block_count", Meta::U64(1 << 40), "num_hidden_layers"),
         ("llama.attention.head_count", Meta::I32(-4), "negative"),
         ("tokenizer.ggml.token_type", Meta::I32s(vec![1]), "token_type"),
-        ("split.count", Meta::U16(3), "merge the parts"),
+        ("split.count", Meta::U16(3), "part 1 of 3"),
     ];
     for (key, value, word) in cases {
         let mut gguf = llama();

@@ -1,7 +1,10 @@
 //! The room from outside: files written here, opened and read through the public API.
 
 mod checkpoint;
+mod fetch;
 mod gguf;
 mod gguf_model;
 mod safetensors;
+mod split;
+mod trouble;
 mod writer;

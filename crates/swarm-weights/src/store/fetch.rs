@@ -1,0 +1,185 @@
+//! Fetching: several requests at once, each piece kept as soon as it is whole.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::StoreError;
+use super::file::{StoredFile, Writer};
+use super::pieces::{self, Job};
+use crate::hub::HubError;
+
+/// Longest time between two words of progress, also when nothing comes.
+const NEWS: Duration = Duration::from_millis(250);
+
+/// How far fetching has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchProgress {
+    pub bytes_done: u64,
+    /// What was missing when it began.
+    pub bytes_total: u64,
+}
+
+/// How fetching is watched and called off.
+pub struct FetchControl<'a> {
+    pub progress: &'a mut dyn FnMut(FetchProgress),
+    pub abort: &'a AtomicBool,
+}
+
+/// Fetches what is missing of `wanted`, in each of the files, all of one folder. What came stays, whatever the end.
+pub(crate) fn all(
+    files: &[(&StoredFile, Vec<Range<u64>>)],
+    control: &mut FetchControl<'_>,
+) -> Result<(), StoreError> {
+    let Some((first, _)) = files.iter().find(|(file, wanted)| !file.missing(wanted).is_empty()) else {
+        return Ok(());
+    };
+    let connections = first.folder.client.settings().connections.max(1);
+    let _writing = first.folder.write_lock(control.abort)?;
+    let mut writers = Vec::new();
+    for (file, wanted) in files {
+        writers.push((file.writer()?, wanted)); // which takes note of what others fetched meanwhile
+    }
+    let mut work: Vec<(&Writer<'_>, Job)> = Vec::new();
+    let mut bytes_total = 0_u64;
+    for (writer, wanted) in &writers {
+        let missing = writer.stored.missing(wanted);
+        bytes_total = bytes_total.saturating_add(pieces::bytes(&missing));
+        work.extend(pieces::jobs(&missing).into_iter().map(|job| (writer, job)));
+    }
+    let fetch = Fetch { bytes_total, done: AtomicU64::new(0), stop: AtomicBool::new(false) };
+    fetch.run(work, connections, control)
+}
+
+/// Fetches one range, for somebody who reads it now.
+pub(crate) fn now(file: &StoredFile, wanted: &[Range<u64>]) -> Result<(), StoreError> {
+    let mut control = FetchControl { progress: &mut |_| {}, abort: &AtomicBool::new(false) };
+    all(&[(file, wanted.to_vec())], &mut control)
+}
+
+struct Fetch {
+    bytes_total: u64,
+    done: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Fetch {
+    fn run(
+        &self,
+        work: Vec<(&Writer<'_>, Job)>,
+        connections: usize,
+        control: &mut FetchControl<'_>,
+    ) -> Result<(), StoreError> {
+        let threads = connections.min(work.len());
+        let queue = Mutex::new(work.into_iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let (ends, ended) = channel();
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                let ends = ends.clone();
+                scope.spawn(move || {
+                    let mut outcome = Ok(());
+                    while let Some((writer, job)) = next().filter(|_| outcome.is_ok()) {
+                        outcome = self.job(writer, &job);
+                        if outcome.is_err() {
+                            self.stop.store(true, Ordering::Relaxed);
+                        }
+                    }
+                    let _gone = ends.send(outcome); // the receiver outlives the scope's threads
+                });
+            }
+            drop(ends);
+            let mut failed: Option<StoreError> = None;
+            loop {
+                (control.progress)(self.progress());
+                if control.abort.load(Ordering::Relaxed) {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
+                match ended.recv_timeout(NEWS) {
+                    // What stopped the others is the cause, not that they were stopped.
+                    Ok(Err(error)) if !matches!(failed, Some(ref first) if !matches!(first, StoreError::Aborted)) =>
+                    {
+                        failed = Some(error);
+                    }
+                    Ok(_) | Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            (control.progress)(self.progress());
+            let left = self.bytes_total.saturating_sub(self.done.load(Ordering::Relaxed));
+            failed.map_or(Ok(()), |error| Err(error.needing(left)))
+        })
+    }
+
+    fn progress(&self) -> FetchProgress {
+        let bytes_done = self.done.load(Ordering::Relaxed).min(self.bytes_total);
+        FetchProgress { bytes_done, bytes_total: self.bytes_total }
+    }
+
+    fn job(&self, writer: &Writer<'_>, job: &Job) -> Result<(), StoreError> {
+        let file = &writer.stored.remote;
+        let mut keeper =
+            Keeper { writer, pieces: job.pieces.iter().cloned(), piece: 0..0, bytes: Vec::new() };
+        let mut failed = None;
+        let came = writer.stored.folder.client.range(
+            file,
+            job.range.clone(),
+            &mut |offset, bytes| {
+                let kept = keeper.take(offset, bytes).map_err(|error| {
+                    failed = Some(error);
+                    HubError::Aborted
+                })?;
+                self.done.fetch_add(kept, Ordering::Relaxed);
+                Ok(())
+            },
+            &self.stop,
+        );
+        match (failed, came) {
+            (Some(error), _) => Err(error),
+            (None, Ok(())) => Ok(()),
+            (None, Err(HubError::Aborted)) => Err(StoreError::Aborted),
+            (None, Err(source)) => Err(StoreError::Fetch { file: file.label(), source }),
+        }
+    }
+}
+
+/// Sorts bytes that come in order into pieces, and drops what lies between them.
+struct Keeper<'a, I> {
+    writer: &'a Writer<'a>,
+    pieces: I,
+    /// The piece in the making.
+    piece: Range<u64>,
+    bytes: Vec<u8>,
+}
+
+impl<I: Iterator<Item = Range<u64>>> Keeper<'_, I> {
+    /// Returns how many of the bytes were wanted.
+    fn take(&mut self, offset: u64, bytes: &[u8]) -> Result<u64, StoreError> {
+        let (mut at, mut rest, mut kept) = (offset, bytes, 0);
+        while !rest.is_empty() {
+            if self.piece.is_empty() {
+                let Some(next) = self.pieces.next() else { return Ok(kept) };
+                self.piece = next;
+            }
+            let skip =
+                usize::try_from(self.piece.start.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
+            at = at.saturating_add(skip as u64);
+            rest = rest.get(skip..).unwrap_or_default();
+            let want =
+                usize::try_from(self.piece.end.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
+            let (part, after) = rest.split_at(want);
+            self.bytes.extend_from_slice(part);
+            at = at.saturating_add(want as u64);
+            rest = after;
+            kept += want as u64;
+            if self.bytes.len() as u64 == self.piece.end - self.piece.start {
+                self.writer.put(self.piece.start, &self.bytes)?;
+                self.bytes.clear();
+                self.piece = 0..0;
+            }
+        }
+        Ok(kept)
+    }
+}
