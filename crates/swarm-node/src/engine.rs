@@ -20,6 +20,7 @@ use crate::refusals::Refusals;
 use crate::search::{SearchEvent, WorkerSearch};
 use crate::setup;
 use crate::watch::{EngineWatch, Meter};
+use swarm_wire::LoadSource;
 
 /// How an engine is started.
 #[derive(Clone, Debug)]
@@ -63,6 +64,8 @@ pub struct EngineConfig {
     pub measure: bool,
     /// Where this node keeps what it learned of its speed; nowhere when absent.
     pub profile_dir: Option<PathBuf>,
+    /// A start that would fetch more bytes than this, over all nodes, is refused; any number when absent.
+    pub fetch_bytes_max: Option<u64>,
 }
 
 impl EngineConfig {
@@ -88,6 +91,7 @@ impl EngineConfig {
             cut_nodes: Vec::new(),
             measure: true,
             profile_dir: None,
+            fetch_bytes_max: None,
         }
     }
 }
@@ -99,8 +103,8 @@ pub enum EngineEvent {
     Search(SearchEvent),
     /// The layers have their places.
     Placed(Placement),
-    /// A node reads its weights. `node` is its index in the ring.
-    Loading { node: usize, bytes_done: u64, bytes_total: u64 },
+    /// A node fetches its weights, then reads them. `node` is its index in the ring.
+    Loading { node: usize, bytes_done: u64, bytes_total: u64, from: LoadSource },
 }
 
 /// Receives the events of a starting engine.
@@ -339,6 +343,8 @@ pub struct Plan {
     pub model: Checkpoint,
     pub plan: swarm_ring::Plan,
     pub context: usize,
+    /// Bytes that each stage of the placement would fetch, in ring order.
+    pub to_fetch: Vec<u64>,
 }
 
 /// Finds workers and places the layers, loads nothing, and lets the workers go again.
@@ -351,7 +357,8 @@ pub fn plan(
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
     let plan = setup::place_layers(config, identity, &model, context, &room)?;
-    Ok(Plan { model, plan, context })
+    let to_fetch = setup::to_fetch(&model, &plan.placement);
+    Ok(Plan { model, plan, context, to_fetch })
 }
 
 /// Opens a model by what the user typed.

@@ -10,6 +10,15 @@ pub enum NodeError {
     Resolve(#[from] swarm_weights::cache::ResolveError),
     #[error("the model cannot be opened")]
     Weights(#[source] Box<swarm_weights::WeightsError>),
+    #[error("layers {}..{} cannot be fetched", layers.start, layers.end)]
+    Fetch { layers: std::ops::Range<usize>, source: Box<swarm_weights::StoreError> },
+    #[error(
+        "{} would be fetched ({}), and no more than {} may be without asking",
+        bytes_text(nodes.iter().map(|(_, bytes)| bytes).sum()),
+        nodes.iter().map(|(name, bytes)| format!("{name}: {}", bytes_text(*bytes))).collect::<Vec<_>>().join(", "),
+        bytes_text(*max)
+    )]
+    MuchToFetch { nodes: Vec<(String, u64)>, max: u64 },
     #[error("layers {}..{} cannot be loaded", layers.start, layers.end)]
     Load { layers: std::ops::Range<usize>, source: Box<swarm_model::LoadError> },
     #[error("the model's tokenizer or chat template cannot be used")]
@@ -89,7 +98,7 @@ impl NodeError {
             | Self::Unpaired { .. }
             | Self::Stopped(_) => Blame::Link,
             Self::Protocol { .. } | Self::Numerics { .. } | Self::BadPeer { .. } => Blame::Peer,
-            Self::System { .. } | Self::Identity(_) | Self::Bug(_) => Blame::Us,
+            Self::System { .. } | Self::Identity(_) | Self::Bug(_) | Self::Fetch { .. } => Blame::Us,
             _ => Blame::Caller,
         }
     }

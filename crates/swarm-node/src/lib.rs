@@ -55,6 +55,6 @@ pub use serve::StageEvent;
 pub use stage_loop::StepDone;
 pub use swarm_ring::{Objective, Split};
 pub use swarm_text::Message;
-pub use swarm_wire::Sampling;
+pub use swarm_wire::{LoadSource, Sampling};
 pub use watch::{EngineStatus, EngineWatch, LapTrace, NodeStatus, StageStatus, WorkerStatus};
 pub use worker::{Worker, WorkerConfig, WorkerEvent, WorkerObserver, WorkerWatch, connections_bytes_max};

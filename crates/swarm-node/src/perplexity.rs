@@ -1,7 +1,11 @@
 //! How likely a text is to a model, on this node alone.
 
+use std::sync::atomic::AtomicBool;
+
 use swarm_model::{KvPool, LoadOptions, LoadProgress, Stage, kv_layout, score};
 use swarm_text::{EncodeOptions, Tokenizer};
+
+use swarm_wire::LoadSource;
 
 use crate::engine::{EngineConfig, EngineEvent, EngineObserver};
 use crate::error::NodeError;
@@ -48,8 +52,12 @@ pub fn score_text(
     let threads = config.threads.unwrap_or_else(machine::cores);
     let layers = 0..model.config().num_hidden_layers;
     let options = LoadOptions { context: Some(context), threads, dequantized, abort: None };
+    crate::stage_setup::fetch(&model, &layers, &AtomicBool::new(false), &mut |done| {
+        let (bytes_done, bytes_total, from) = (done.bytes_done, done.bytes_total, LoadSource::Hub);
+        observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
+    })?;
     let loading = &mut |LoadProgress { bytes_done, bytes_total }| {
-        observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total });
+        observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from: LoadSource::Disk });
     };
     let stage = Stage::load(&model, layers.clone(), &options, loading)
         .map_err(|source| NodeError::Load { layers: layers.clone(), source: Box::new(source) })?;

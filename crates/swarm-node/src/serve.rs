@@ -8,11 +8,12 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_kernels::KvType;
 use swarm_link::{Closer, Connection, LinkError, LinkSettings, dial};
+use swarm_model::LoadProgress;
 use swarm_ring::Gate;
 use swarm_text::Tokenizer;
 use swarm_wire::{
-    Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, Loading, NextHop, NodeId, Prepare, Ready,
-    Refused, Stats,
+    Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, LoadSource, Loading, NextHop, NodeId,
+    Prepare, Ready, Refused, Stats,
 };
 
 use crate::control::{self, ControlSender};
@@ -23,15 +24,22 @@ use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::runner::StageRunner;
 use crate::stage_loop::{Downstream, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, find_model, load, meter};
+use crate::stage_setup::{StageNeed, StageOrder, fetch, find_model, load, meter};
 use crate::watch::StageStatus;
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 
 /// What happens to a worker's stage.
 #[derive(Clone, Debug)]
 pub enum StageEvent {
-    /// Weights are being read.
-    Loading { layers: std::ops::Range<usize>, layers_total: usize, bytes_done: u64, bytes_total: u64 },
+    /// Weights are being fetched, then read.
+    Loading {
+        layers: std::ops::Range<usize>,
+        layers_total: usize,
+        bytes_done: u64,
+        bytes_total: u64,
+        /// Where they come from.
+        from: LoadSource,
+    },
     /// The stage is part of a ring. `held_bytes_max` is what it and the coordinator's sessions can make this node hold:
     /// weights, KV rows, buffers and frames, by the limits of the order. An order for more was refused.
     Running {
@@ -299,7 +307,8 @@ impl StageBody {
                 (order.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());
             return Err(NodeError::Numerics { node: "the coordinator".into(), theirs, ours });
         }
-        let checkpoint = find_model(config.model.as_ref(), &order.model, &order.fingerprint.0)?;
+        let checkpoint =
+            find_model(config.model.as_ref(), &order.model, &order.fingerprint.0, order.origin.as_ref())?;
         self.check_model(&checkpoint)?;
         let stage_order = StageOrder {
             layers: self.layers(),
@@ -311,27 +320,26 @@ impl StageBody {
         let need = StageNeed::of(&checkpoint, &stage_order)?;
         let memory = control::memory_offered(config.memory_bytes);
         let kv_bytes = need.kv_budget(&stage_order.layers, memory, stage_order.sessions_max)?;
-        let mut last = Instant::now();
-        let mut progress = |done: swarm_model::LoadProgress| {
-            let now = Instant::now();
-            if now.duration_since(last) > LOADING_NEWS || done.bytes_done == done.bytes_total {
-                last = now;
-                let swarm_model::LoadProgress { bytes_done, bytes_total } = done;
+        let mut last = None;
+        let mut progress = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
+            let is_due = last.is_none_or(|last: Instant| last.elapsed() > LOADING_NEWS);
+            if is_due || bytes_done == bytes_total {
+                last = Some(Instant::now());
                 // A coordinator that has gone is noticed by the control thread.
-                let _ = self.control.send(&Control::Loading(Loading { bytes_done, bytes_total }));
+                let _ = self.control.send(&Control::Loading(Loading { bytes_done, bytes_total, from }));
                 let layers_total = order.layers_total as usize;
-                self.tell(StageEvent::Loading {
-                    layers: self.layers(),
-                    layers_total,
-                    bytes_done,
-                    bytes_total,
-                });
+                let layers = self.layers();
+                self.tell(StageEvent::Loading { layers, layers_total, bytes_done, bytes_total, from });
             }
         };
+        fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
+            progress(done.bytes_done, done.bytes_total, LoadSource::Hub);
+        })?;
+        let mut read = |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
         // A coordinator may ask for fewer threads than this worker has, not for more.
         let own = config.threads.unwrap_or_else(machine::cores);
         let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
-        let stage = load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut progress)?;
+        let stage = load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut read)?;
         let meter = meter(&checkpoint, &stage_order, threads, config.profile_dir.as_deref());
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());

@@ -1,6 +1,7 @@
 //! From a configuration to a connected ring, step by step: open, find, place, order, load, connect.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use swarm_link::Identity;
@@ -10,7 +11,9 @@ use swarm_ring::{
     Timers, plan, plan_cut,
 };
 use swarm_weights::Checkpoint;
-use swarm_wire::{Control, DataKind, Epoch, Fingerprint, KvType, Limits, NextHop, NodeId, Prepare, Role};
+use swarm_wire::{
+    Control, DataKind, Epoch, Fingerprint, KvType, Limits, LoadSource, NextHop, NodeId, Prepare, Role,
+};
 
 use crate::control;
 use crate::coordinator::Ring;
@@ -25,7 +28,7 @@ use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
 use crate::stage_loop::{Upstream, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, load, meter, model_shape};
+use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -173,6 +176,7 @@ pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Re
     let plan = place_layers(config, identity, model, context, room)?;
     let placement = &plan.placement;
     observer(EngineEvent::Placed(placement.clone()));
+    check_fetch(config, model, placement)?;
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let order: Vec<NodeId> = placement.stages.iter().skip(1).map(|stage| stage.node).collect();
     let left_out = room.keep(&order);
@@ -238,6 +242,29 @@ fn limits(
     Ok(limits)
 }
 
+/// Bytes that each stage would fetch. This node knows what it has; of the others it is assumed that they have nothing,
+/// when this one has to fetch at all.
+pub(crate) fn to_fetch(model: &Checkpoint, placement: &Placement) -> Vec<u64> {
+    let bytes = |(index, stage): (usize, &swarm_ring::PlacedStage)| match index {
+        0 => model.missing_bytes(stage.layers.clone()),
+        _ if model.is_partial() => model.stage_bytes(stage.layers.clone()),
+        _ => 0,
+    };
+    placement.stages.iter().enumerate().map(bytes).collect()
+}
+
+/// Refuses a placement that would fetch more than was agreed to.
+fn check_fetch(config: &EngineConfig, model: &Checkpoint, placement: &Placement) -> Result<(), NodeError> {
+    let Some(max) = config.fetch_bytes_max else { return Ok(()) };
+    let bytes = to_fetch(model, placement);
+    if bytes.iter().sum::<u64>() <= max {
+        return Ok(());
+    }
+    let names = placement.stages.iter().map(|stage| crate::error::printable(&stage.name));
+    let nodes = names.zip(bytes).filter(|(_, bytes)| *bytes > 0).collect();
+    Err(NodeError::MuchToFetch { nodes, max })
+}
+
 struct Assembly<'a> {
     config: &'a EngineConfig,
     identity: &'a Identity,
@@ -260,6 +287,7 @@ impl Assembly<'_> {
                 epoch: self.epoch,
                 model: self.config.model.chars().take(swarm_wire::MODEL_CHARS_MAX).collect(),
                 fingerprint,
+                origin: origin(self.model),
                 layers: stage
                     .layers
                     .clone()
@@ -295,13 +323,19 @@ impl Assembly<'_> {
         let need = StageNeed::of(self.model, &order)?;
         let memory = control::memory_offered(self.config.memory_bytes);
         let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
+        let fetching = |done: swarm_weights::FetchProgress| {
+            let (bytes_done, bytes_total, from) = (done.bytes_done, done.bytes_total, LoadSource::Hub);
+            (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
+        };
+        fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| fetching(done))?;
         let stage = load(
             self.model,
             &order,
             threads(self.config),
             None,
             &mut |LoadProgress { bytes_done, bytes_total }| {
-                (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total });
+                let from = LoadSource::Disk;
+                (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
             },
         )?;
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
@@ -341,6 +375,7 @@ impl Assembly<'_> {
                     node: index + 1,
                     bytes_done: loading.bytes_done,
                     bytes_total: loading.bytes_total,
+                    from: loading.from,
                 }),
                 Control::Ready(ready) if ready.epoch == self.epoch => {
                     reports[index] = Some(NodeReport {

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use swarm_kernels::KvType;
 use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
 use swarm_ring::ModelShape;
-use swarm_weights::{Checkpoint, cache};
-use swarm_wire::Limits;
+use swarm_weights::{Checkpoint, FetchControl, FetchProgress, ModelRef, Needs, cache};
+use swarm_wire::{Limits, Origin};
 
 use crate::error::NodeError;
 use crate::profile::{Meter, Profiles, layer_shape};
@@ -137,20 +137,37 @@ pub(crate) fn kv_positions(context: usize) -> u64 {
     context.next_multiple_of(swarm_kernels::TILE) as u64
 }
 
+/// Which published model a checkpoint is, as the wire spells it.
+pub(crate) fn origin(checkpoint: &Checkpoint) -> Option<Origin> {
+    let from = checkpoint.origin()?;
+    Some(Origin {
+        repository: from.id.clone(),
+        commit: from.commit.clone(),
+        file: from.file.clone(),
+        fingerprint: swarm_wire::Fingerprint(checkpoint.origin_fingerprint()?),
+    })
+}
+
 /// Finds the worker's own copy of the model a coordinator names: the one given at start, else by name among the
-/// models of this computer, else any of them with the same fingerprint. Paths of a peer are never opened.
+/// models of this computer, else any of them with the same fingerprint, else what a repository published and this
+/// worker can fetch. Paths of a peer are never opened.
 pub(crate) fn find_model(
     own: Option<&PathBuf>,
     named: &str,
     fingerprint: &[u8; 32],
+    origin: Option<&Origin>,
 ) -> Result<Checkpoint, NodeError> {
+    let is_it = |checkpoint: &Checkpoint| -> Result<bool, NodeError> {
+        let same = |hash: &[u8; 32]| checkpoint.is_model(hash);
+        Ok(same(fingerprint)? || origin.is_some_and(|origin| matches!(same(&origin.fingerprint.0), Ok(true))))
+    };
     let matches = |path: &PathBuf| -> Option<Checkpoint> {
         let checkpoint = Checkpoint::open(path).ok()?;
-        (checkpoint.fingerprint().ok()? == *fingerprint).then_some(checkpoint)
+        is_it(&checkpoint).ok()?.then_some(checkpoint)
     };
     if let Some(path) = own {
         let checkpoint = Checkpoint::open(path)?;
-        if checkpoint.fingerprint()? == *fingerprint {
+        if is_it(&checkpoint)? {
             return Ok(checkpoint);
         }
         return Err(NodeError::Request(format!(
@@ -159,15 +176,49 @@ pub(crate) fn find_model(
             named.escape_debug()
         )));
     }
-    let by_name = if std::path::Path::new(named).exists() { None } else { cache::resolve(named).ok() };
-    let mut candidates: Vec<PathBuf> = by_name.into_iter().collect();
+    let by_name = if std::path::Path::new(named).exists() { None } else { cache::resolve_here(named).ok() };
+    let published = origin.and_then(published);
+    let by_commit = published.as_ref().and_then(|name| cache::resolve_here(name).ok());
+    let mut candidates: Vec<PathBuf> = by_commit.into_iter().chain(by_name).collect();
     candidates.extend(cache::list().into_iter().map(|entry| entry.path));
-    candidates.iter().find_map(matches).ok_or_else(|| {
-        NodeError::Request(format!(
-            "no model on this worker has the same weights as the coordinator's {}; copy its files here and start the worker with --model PATH",
-            named.escape_debug()
-        ))
-    })
+    if let Some(found) = candidates.iter().find_map(matches) {
+        return Ok(found);
+    }
+    let none_here =
+        format!("no model on this worker has the same weights as the coordinator's {}", named.escape_debug());
+    let Some(published) = published else {
+        return Err(NodeError::Request(format!(
+            "{none_here}; copy its files here and start the worker with --model PATH"
+        )));
+    };
+    let checkpoint = Checkpoint::open(&cache::resolve_for(&published, Needs::WeightsOnly)?)?;
+    if is_it(&checkpoint)? {
+        return Ok(checkpoint);
+    }
+    Err(NodeError::Request(format!(
+        "{none_here}, and {} has other tensors here; are both nodes of one version?",
+        published.escape_debug()
+    )))
+}
+
+/// The name of a peer's model, to the commit; nothing when it is no name.
+fn published(origin: &Origin) -> Option<String> {
+    let file = origin.file.as_ref().map_or_else(String::new, |file| format!(":{file}"));
+    let name = ModelRef::parse(&format!("{}@{}{file}", origin.repository, origin.commit))?;
+    // A branch would be another model tomorrow.
+    (name.id == origin.repository && name.is_pinned()).then(|| name.to_string())
+}
+
+/// Fetches what the stage needs and what is not on this computer.
+pub(crate) fn fetch(
+    checkpoint: &Checkpoint,
+    layers: &Range<usize>,
+    abort: &AtomicBool,
+    progress: &mut dyn FnMut(FetchProgress),
+) -> Result<(), NodeError> {
+    checkpoint
+        .fetch(layers.clone(), &mut FetchControl { progress, abort })
+        .map_err(|source| NodeError::Fetch { layers: layers.clone(), source: Box::new(source) })
 }
 
 /// Reads the stage's own tensors and nothing else.

@@ -19,9 +19,12 @@ Exit codes:
 Environment:
   SWARM_OS_HOME     folder of this node's identity and secret
   SWARM_OS_MODELS   folder of models
+  SWARM_OS_CACHE    folder of what is fetched from the Hub
   SWARM_OS_JOIN     pairing code, as --join
   SWARM_OS_LOG      what to log on standard error: error, warn, info, debug
-  SWARM_OS_KERNELS  the instructions to compute with, for example scalar, avx2, avx512, neon";
+  SWARM_OS_KERNELS  the instructions to compute with, for example scalar, avx2, avx512, neon
+  HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME, HF_HUB_CACHE
+                    the Hub and its cache, as for its own tools";
 
 /// What `--version` prints: two nodes need the same protocol and the same numerics.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -68,6 +71,10 @@ pub enum Command {
     Status(StatusArgs),
     /// List the models on this computer
     Models(ModelsArgs),
+    /// Fetch a model, or some of its layers, from the Hub
+    Pull(PullArgs),
+    /// Remove fetched models, least recently used first
+    Prune(PruneArgs),
     /// Bring two computers together: show a code, or type the one that the other shows
     Pair(PairArgs),
     /// Look at this computer, its network and the way to the others, and say what to do next
@@ -365,6 +372,28 @@ pub struct ModelsArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// A repository id such as org/name, org/name@revision or org/name:Q4_K_M, or a preset
+    pub model: String,
+    /// Only these layers, for example 0..11; with the first the embedding, with the last the head
+    #[arg(long, value_name = "RANGE")]
+    pub layers: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// What may stay, for example 20GB; 0 removes all that is not in use
+    #[arg(long, value_name = "SIZE")]
+    pub keep: String,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum SecretCommand {
     /// Print this swarm's secret; whoever has it can join
@@ -378,7 +407,7 @@ pub enum SecretCommand {
 
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A folder, a .gguf file, a repository id, or a preset: smol, tiny, qwen
+    /// A folder, a .gguf file, a repository (org/name, org/name@revision, org/name:Q4_K_M), or a preset: smol, tiny, qwen
     #[arg(long, default_value = swarm_weights::cache::DEFAULT_MODEL)]
     pub model: String,
     /// Positions of a session [default: the model's own maximum, at most 4096]
@@ -387,6 +416,9 @@ pub struct ModelArgs {
     /// How KV rows are stored
     #[arg(long, value_enum, default_value_t = Kv::F16)]
     pub kv: Kv,
+    /// Fetch more than 2 GB without asking
+    #[arg(long)]
+    pub yes: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -396,6 +428,7 @@ impl ModelArgs {
     pub fn words(&self) -> Vec<String> {
         let mut words = vec![format!("--model={}", self.model)];
         words.extend(self.context.map(|context| format!("--context={context}")));
+        words.extend(self.yes.then(|| "--yes".to_owned()));
         words.push(format!("--kv={}", if matches!(self.kv, Kv::F16) { "f16" } else { "f32" }));
         let ComputeArgs { threads, cores, memory } = &self.compute;
         words.extend(threads.map(|threads| format!("--threads={threads}")));

@@ -47,6 +47,8 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Perplexity(args) => commands::perplexity::perplexity(args),
         Command::Status(args) => commands::status::status(args),
         Command::Models(args) => commands::models::models(args),
+        Command::Pull(args) => commands::pull::pull(args),
+        Command::Prune(args) => commands::prune::prune(args),
         Command::Pair(args) => commands::pair::pair(args),
         Command::Doctor(args) => commands::doctor::doctor(args),
         Command::Peers(args) => commands::peers::peers(args),

@@ -1,4 +1,5 @@
-//! What a command does when it finds only workers that are not paired with this computer.
+//! What a command asks a person before it starts: the code of workers that are not paired with this computer, and
+//! leave to fetch a lot.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -25,6 +26,11 @@ pub fn meanwhile<T>(
     loop {
         let showing = match start(config) {
             Err(NodeError::Unpaired { showing }) => showing,
+            Err(error @ NodeError::MuchToFetch { .. }) => {
+                agree(&error)?;
+                config.fetch_bytes_max = None;
+                continue;
+            }
             other => return Ok(other?),
         };
         let required = config.search.at_least > 0;
@@ -43,6 +49,19 @@ pub fn meanwhile<T>(
             None => config.search.pairing = false,
         }
     }
+}
+
+/// Asks a person whether so much may be fetched; without one it may not.
+fn agree(error: &NodeError) -> Result<(), Failure> {
+    let refused = || Failure::usage(format!("{error}; say --yes to fetch it"));
+    if !std::io::stdin().is_terminal() {
+        return Err(refused());
+    }
+    let _ = write!(std::io::stderr(), "{}\nfetch it? [y/N] ", text::line(&error.to_string()));
+    let _ = std::io::stderr().flush();
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    if matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes") { Ok(()) } else { Err(refused()) }
 }
 
 /// Asks a person for the code; `None`: goes on without.

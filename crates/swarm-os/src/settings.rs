@@ -25,6 +25,8 @@ const WAIT_OPTIONAL: u32 = 3;
 const WAIT_REQUIRED: u32 = 30;
 /// Workers of this computer answer at once; a very busy computer takes longer.
 const WAIT_LOCAL: Duration = Duration::from_secs(20);
+/// More than this is fetched only when somebody says so.
+const FETCH_UNASKED: u64 = 2_000_000_000;
 /// Sessions of a command that has one at a time: the next may begin while the last is being closed.
 const SESSIONS: usize = 4;
 
@@ -107,7 +109,7 @@ impl Start {
         config.cut_nodes = cut_nodes.unwrap_or_default();
         let mut local = None;
         if let Some(nodes) = nodes.filter(|&nodes| nodes > 1) {
-            room_for(nodes, &model.model)?;
+            room_for(nodes, &path)?;
             // Workers of one command are gone with it.
             config.state_dir = None;
             let threads = model.compute.threads.unwrap_or_else(|| (machine::cores() / nodes).max(1));
@@ -152,6 +154,7 @@ impl Start {
 pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineConfig, Failure> {
     let mut config = EngineConfig::new(path_text(&model.model, path));
     config.context = model.context;
+    config.fetch_bytes_max = (!model.yes).then_some(FETCH_UNASKED);
     config.kv_type = match model.kv {
         Kv::F16 => KvType::F16,
         Kv::F32 => KvType::F32,
@@ -161,8 +164,9 @@ pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineC
 }
 
 /// Opens the model, so that one that cannot be used is told before any worker is started.
-fn room_for(nodes: usize, model: &str) -> Result<(), Failure> {
-    let layers = swarm_node::open_model(model)?.config().num_hidden_layers;
+fn room_for(nodes: usize, model: &std::path::Path) -> Result<(), Failure> {
+    let opened = swarm_weights::Checkpoint::open(model).map_err(NodeError::from)?;
+    let layers = opened.config().num_hidden_layers;
     if nodes <= layers {
         Ok(())
     } else {
@@ -188,10 +192,13 @@ pub fn node_name(index: usize, nodes: usize) -> String {
 }
 
 /// What workers are told the model is called: what the user typed, unless that is a path, which leads nowhere on
-/// other computers but says here what is meant.
+/// other computers but says here what is meant. The revision of a repository is looked up once: all nodes and all
+/// later steps mean the same commit.
 fn path_text(typed: &str, path: &std::path::Path) -> String {
-    let is_path = std::path::Path::new(typed).exists();
-    if is_path { absolute_model(path.to_path_buf()).to_string_lossy().into_owned() } else { typed.to_owned() }
+    if std::path::Path::new(typed).exists() {
+        return absolute_model(path.to_path_buf()).to_string_lossy().into_owned();
+    }
+    swarm_weights::cache::pinned_name(path).unwrap_or_else(|| typed.to_owned())
 }
 
 /// Threads, cores and memory, into `config`.
@@ -295,7 +302,7 @@ pub fn peer_addresses(peer: &str) -> Result<Vec<SocketAddr>, Failure> {
 }
 
 /// `0..11,11..22`, or `here=0..11,den=11..22`: the names, if there are any, and the ranges.
-fn layers(text: &str) -> Result<(Vec<String>, Vec<Range<usize>>), Failure> {
+pub fn layers(text: &str) -> Result<(Vec<String>, Vec<Range<usize>>), Failure> {
     let range = |part: &str| -> Option<Range<usize>> {
         let (start, end) = part.trim().split_once("..")?;
         Some(start.parse().ok()?..end.parse().ok()?)
@@ -317,7 +324,7 @@ fn layers(text: &str) -> Result<(Vec<String>, Vec<Range<usize>>), Failure> {
 }
 
 /// `8GB`, `512 MiB`, `1000000`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::Format;
+use crate::checkpoint::{Format, Origin};
 use crate::gguf::split;
 use crate::hub::{ModelRef, is_commit, is_plain};
 use crate::open::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE, folder_name, gguf_files, is_gguf};
@@ -99,7 +99,18 @@ pub fn repository(model: &str) -> Option<ModelRef> {
     ModelRef::parse(preset.map_or(model, |(_, id)| *id))
 }
 
-/// The models on this computer, by name.
+/// The name of a model of the store that leads to the same commit again, for a path that [`resolve`] gave; `None` for
+/// any other path.
+pub fn pinned_name(path: &Path) -> Option<String> {
+    let full = std::path::absolute(path).ok()?;
+    crate::store::Folder::around(&full)?;
+    let format = if is_gguf(path) { Format::Gguf } else { Format::Safetensors };
+    let Origin { id, commit, file } = Origin::of(path, format)?;
+    let file = file.map_or_else(String::new, |file| format!(":{file}"));
+    Some(format!("{id}@{commit}{file}"))
+}
+
+/// The models on this computer, by name. Those of [`Store::entries`] are not among them.
 pub fn list() -> Vec<ModelEntry> {
     Places::from_env(&|key| std::env::var_os(key)).list()
 }
@@ -150,7 +161,8 @@ impl Places {
         if !model.is_empty() && path.exists() && (preset.is_none() || looks_like_a_model(path)) {
             return Ok(path.to_owned());
         }
-        if is_written_as_path(model) || (is_gguf(path) && model.contains('/')) {
+        let names_a_file = ModelRef::parse(model).is_some_and(|model| model.pick.is_some());
+        if is_written_as_path(model) || (is_gguf(path) && model.contains('/') && !names_a_file) {
             return Err(ResolveError::NoSuchPath { path: model.to_owned() });
         }
         let id = preset.map_or(model, |(_, id)| *id);

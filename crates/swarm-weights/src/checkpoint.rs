@@ -168,10 +168,43 @@ impl Checkpoint {
         self.origin.as_ref()
     }
 
+    /// Some of its files may have holes: it came from a repository, and not whole.
+    pub fn is_partial(&self) -> bool {
+        self.sources.iter().any(|source| source.stored().is_some())
+    }
+
+    /// Stored bytes of the tensors of a stage, each once.
+    pub fn stage_bytes(&self, layers: Range<usize>) -> u64 {
+        self.stage_tensors(layers).iter().map(|info| info.bytes).sum()
+    }
+
     /// Bytes that a stage of `layers` needs and that are not on this computer.
     pub fn missing_bytes(&self, layers: Range<usize>) -> u64 {
         let wanted = self.stored_ranges(layers);
         wanted.iter().map(|(file, ranges)| store::ranges_bytes(&file.missing(ranges))).sum()
+    }
+
+    /// The layers that are on this computer whole, as ranges, first ones first.
+    pub fn held_layers(&self) -> Vec<Range<usize>> {
+        let mut held: Vec<Range<usize>> = Vec::new();
+        for layer in self.config.layers() {
+            let wants = layout::layer(&self.config, layer);
+            let infos = wants.iter().filter_map(|want| self.tensors.get(&want.name));
+            if infos.into_iter().any(|info| !self.is_here(info)) {
+                continue;
+            }
+            match held.last_mut() {
+                Some(range) if range.end == layer => range.end += 1,
+                _ => held.push(layer..layer + 1),
+            }
+        }
+        held
+    }
+
+    fn is_here(&self, info: &TensorInfo) -> bool {
+        let wanted = Range { start: info.offset, end: info.offset.saturating_add(info.bytes) };
+        let file = self.sources.get(info.source).and_then(|source| source.stored());
+        file.is_none_or(|file| file.missing(std::slice::from_ref(&wanted)).is_empty())
     }
 
     /// Fetches what a stage of `layers` needs and what is not here, several requests at once. Nothing to do for a model
@@ -365,7 +398,7 @@ impl Checkpoint {
             return Ok(*known);
         }
         if let Some(hash) = self.origin_fingerprint()
-            && self.sources.iter().any(|source| source.stored().is_some())
+            && self.is_partial()
         {
             return Ok(*self.fingerprint.get_or_init(|| hash));
         }
@@ -396,7 +429,7 @@ impl Checkpoint {
 
 impl Origin {
     /// Read from where the files are: in the store, or in a snapshot of the Hugging Face cache.
-    fn of(path: &Path, format: Format) -> Option<Self> {
+    pub(crate) fn of(path: &Path, format: Format) -> Option<Self> {
         let full = std::path::absolute(path).ok()?;
         let folder = match Folder::around(&full) {
             Some(folder) => folder,

@@ -168,6 +168,33 @@ pub struct NextHop {
     pub addresses: Vec<SocketAddr>,
 }
 
+/// A model as a repository published it. Names of a peer: held against their grammar before they are used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// `organisation/name`.
+    pub repository: String,
+    /// 40 hexadecimal digits.
+    pub commit: String,
+    /// The GGUF file that is meant; absent for `config.json` and safetensors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Digest of the above and of the model's headers.
+    pub fingerprint: Fingerprint,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoadSource {
+    /// Files of the node itself, into memory.
+    #[default]
+    Disk,
+    /// The Hub, to the node's disk.
+    Hub,
+    /// Other nodes, to the node's disk.
+    Peer,
+}
+
 /// Become a stage of the ring.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prepare {
@@ -178,6 +205,9 @@ pub struct Prepare {
     pub model: String,
     /// Digest of the coordinator's copy.
     pub fingerprint: Fingerprint,
+    /// Which published model it is, so that a worker without it can fetch its own layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The stage's layers.
     pub layers: LayerRange,
     /// Layers of the whole model.
@@ -203,13 +233,16 @@ pub struct Prepare {
     pub numerics: String,
 }
 
-/// Progress of reading weights.
+/// Progress of fetching or reading weights. Each source is counted on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loading {
     /// Bytes read so far, at most `bytes_total`.
     pub bytes_done: u64,
     /// Bytes the stage needs.
     pub bytes_total: u64,
+    /// Where they come from.
+    #[serde(default)]
+    pub from: LoadSource,
 }
 
 /// The stage is in memory.

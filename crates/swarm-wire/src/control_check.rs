@@ -127,6 +127,11 @@ pub(crate) fn validate_hello(hello: &Hello) -> Result<(), ControlError> {
 
 fn validate_prepare(prepare: &Prepare) -> Result<(), ControlError> {
     text("model", &prepare.model, MODEL_CHARS_MAX)?;
+    if let Some(origin) = &prepare.origin {
+        text("origin.repository", &origin.repository, MODEL_CHARS_MAX)?;
+        text("origin.commit", &origin.commit, TAG_CHARS_MAX)?;
+        text("origin.file", origin.file.as_deref().unwrap_or_default(), MODEL_CHARS_MAX)?;
+    }
     text("numerics", &prepare.numerics, TAG_CHARS_MAX)?;
     between("layers_total", prepare.layers_total.into(), 1, LAYERS_MAX.into())?;
     let layers = prepare.layers;

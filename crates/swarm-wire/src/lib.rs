@@ -32,8 +32,8 @@ pub use ack::{ACK_BYTES, Ack};
 pub use blame::Blame;
 pub use closing::{CloseCode, Closing, Receipt};
 pub use control::{
-    Control, ControlError, Hello, KvType, LayerRange, Loading, NextHop, Ping, Pong, Prepare, Ready, Refused,
-    Role, Stats,
+    Control, ControlError, Hello, KvType, LayerRange, LoadSource, Loading, NextHop, Origin, Ping, Pong,
+    Prepare, Ready, Refused, Role, Stats,
 };
 pub use control_check::{
     ADDRESSES_MAX, CONTROL_BYTES_MAX, MODEL_CHARS_MAX, MODELS_MAX, NAME_CHARS_MAX, REASON_CHARS_MAX,

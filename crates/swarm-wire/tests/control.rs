@@ -7,9 +7,9 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello,
-    KvType, LayerRange, LayerShape, Limits, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop,
-    NodeId, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello, KvType,
+    LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
+    Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
 const LIMITS: Limits =
@@ -36,6 +36,7 @@ fn prepare() -> Prepare {
         epoch: Epoch(1),
         model: "smol".into(),
         fingerprint: Fingerprint([9; 32]),
+        origin: None,
         layers: LayerRange { start: 10, end: 20 },
         layers_total: 30,
         tail: false,
@@ -83,6 +84,12 @@ fn any_prepare() -> impl Strategy<Value = Prepare> {
             let tail = end == layers_total;
             Prepare {
                 epoch: Epoch(epoch),
+                origin: numbers.3.then(|| Origin {
+                    repository: model.chars().take(20).collect(),
+                    commit: "0".repeat(40),
+                    file: tail.then(|| "x.gguf".to_owned()),
+                    fingerprint: Fingerprint(id),
+                }),
                 model,
                 fingerprint: Fingerprint(fingerprint),
                 layers: LayerRange { start, end },
@@ -118,8 +125,11 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_hello().prop_map(Control::Hello),
         any_hello().prop_map(Control::Welcome),
         any_prepare().prop_map(|prepare| Control::Prepare(Box::new(prepare))),
-        (0u64..1 << 40, 0u64..1 << 40)
-            .prop_map(|(a, b)| Control::Loading(Loading { bytes_done: a.min(b), bytes_total: a.max(b) })),
+        (0u64..1 << 40, 0u64..1 << 40).prop_map(|(a, b)| Control::Loading(Loading {
+            bytes_done: a.min(b),
+            bytes_total: a.max(b),
+            from: LoadSource::Hub
+        })),
         (any::<u32>(), 0u64..1 << 50, 0u64..1 << 50).prop_map(|(epoch, bytes_loaded, per_token)| {
             Control::Ready(Ready { epoch: Epoch(epoch), bytes_loaded, weight_bytes_per_token: per_token })
         }),
@@ -263,7 +273,7 @@ fn every_kind_is_known_to_the_decoder() {
         Control::Hello(hello()),
         Control::Welcome(hello()),
         Control::Prepare(Box::new(prepare())),
-        Control::Loading(Loading { bytes_done: 1, bytes_total: 2 }),
+        Control::Loading(Loading { bytes_done: 1, bytes_total: 2, from: LoadSource::Disk }),
         Control::Ready(Ready { epoch: Epoch(1), bytes_loaded: 1, weight_bytes_per_token: 1 }),
         Control::Start { epoch: Epoch(1) },
         Control::Started { epoch: Epoch(1) },
@@ -322,6 +332,18 @@ fn fields_out_of_range_are_named() {
     }
     let base = prepare();
     let prepares = [
+        (
+            "origin.repository",
+            Prepare {
+                origin: Some(Origin {
+                    repository: "a".repeat(513),
+                    commit: String::new(),
+                    file: None,
+                    fingerprint: Fingerprint([0; 32]),
+                }),
+                ..base.clone()
+            },
+        ),
         ("layers", Prepare { layers: LayerRange { start: 5, end: 5 }, ..base.clone() }),
         ("layers", Prepare { layers: LayerRange { start: 5, end: 31 }, ..base.clone() }),
         ("layers_total", Prepare { layers_total: u32::MAX, ..base.clone() }),
@@ -337,7 +359,10 @@ fn fields_out_of_range_are_named() {
         assert_eq!(refused_field(&Control::Prepare(Box::new(prepare))), field);
     }
     assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
-    assert_eq!(refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1 })), "bytes_done");
+    assert_eq!(
+        refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1, from: LoadSource::Disk })),
+        "bytes_done"
+    );
 }
 
 #[test]

@@ -296,6 +296,7 @@ impl Caller {
             epoch,
             model: "toy".into(),
             fingerprint: Fingerprint(checkpoint.fingerprint().unwrap()),
+            origin: None,
             layers: [1, layers].into(),
             layers_total: layers,
             tail: true,

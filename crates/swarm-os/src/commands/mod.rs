@@ -9,6 +9,8 @@ pub mod pair;
 pub mod peers;
 pub mod perplexity;
 pub mod plan;
+pub mod prune;
+pub mod pull;
 pub mod run;
 pub mod secret;
 pub mod status;

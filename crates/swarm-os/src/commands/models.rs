@@ -1,7 +1,10 @@
-//! `swarm-os models`: what is on this computer, and where was looked.
+//! `swarm-os models`: what is on this computer, in whole and in part, and where was looked.
 
-use serde_json::json;
-use swarm_weights::cache;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+use swarm_weights::store::StoreEntry;
+use swarm_weights::{Checkpoint, Store, cache};
 
 use crate::args::ModelsArgs;
 use crate::failure::Failure;
@@ -9,26 +12,59 @@ use crate::present::report;
 use crate::present::text;
 
 pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
-    let models = cache::list();
-    let presets: Vec<_> =
-        cache::PRESETS.iter().map(|(name, repo)| (*name, *repo, cache::resolve(name).ok())).collect();
-    let folder = cache::models_folder();
+    let store = Store::of_user();
+    let fetched: Vec<_> = store.entries().into_iter().map(|entry| (store.models(&entry), entry)).collect();
     if args.json {
-        let models: Vec<_> = models
-            .iter()
-            .map(|model| {
-                json!({"name": model.name, "path": model.path, "bytes": model.bytes, "format": model.format.name()})
-            })
-            .collect();
-        let presets: Vec<_> = presets
-            .iter()
-            .map(|(name, repo, path)| {
-                json!({"name": name, "repository": repo, "path": path, "default": *name == cache::DEFAULT_MODEL})
-            })
-            .collect();
-        return Ok(report::json(&json!({"models": models, "presets": presets, "models_folder": folder}))?);
+        return Ok(report::json(&object(&fetched))?);
     }
+    whole()?;
+    in_part(&fetched)?;
+    presets()
+}
+
+fn object(fetched: &[(Vec<Checkpoint>, StoreEntry)]) -> Value {
+    let models: Vec<_> = cache::list()
+        .iter()
+        .map(|model| {
+            json!({"name": model.name, "path": model.path, "bytes": model.bytes, "format": model.format.name()})
+        })
+        .collect();
+    let fetched: Vec<_> = fetched
+        .iter()
+        .map(|(models, entry)| {
+            let models: Vec<_> = models.iter().map(held).collect();
+            json!({"name": entry.id, "commit": entry.commit, "path": entry.path, "bytes": entry.bytes,
+                "bytes_total": entry.bytes_total, "last_used_s": seconds(entry.last_used), "models": models})
+        })
+        .collect();
+    let presets: Vec<_> = cache::PRESETS
+        .iter()
+        .map(|(name, repo)| {
+            let path = cache::resolve_here(name).ok();
+            json!({"name": name, "repository": repo, "path": path, "default": *name == cache::DEFAULT_MODEL})
+        })
+        .collect();
+    json!({"models": models, "fetched": fetched, "presets": presets, "models_folder": cache::models_folder(),
+        "cache_folder": Store::of_user().root()})
+}
+
+/// One model of a repository and how much of it is here.
+fn held(model: &Checkpoint) -> Value {
+    let layers = 0..model.config().num_hidden_layers;
+    let missing = model.missing_bytes(layers.clone());
+    let held: Vec<_> = model.held_layers().into_iter().map(|range| [range.start, range.end]).collect();
+    json!({"path": model.path(), "format": model.format().name(), "layers": layers.end, "layers_held": held,
+        "bytes": model.weight_bytes(), "bytes_held": model.weight_bytes().saturating_sub(missing)})
+}
+
+/// Since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn whole() -> Result<(), Failure> {
     let mut rows = vec![["model", "size", "format", "path"].map(String::from).to_vec()];
+    let models = cache::list();
     for model in &models {
         let path = text::line(&model.path.display().to_string());
         rows.push(vec![
@@ -39,20 +75,55 @@ pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
         ]);
     }
     if models.is_empty() {
-        text::say("no models on this computer yet")?;
+        text::say("no whole models on this computer yet")?;
     } else {
         text::say(&text::table(&rows, &[1]))?;
     }
+    Ok(())
+}
+
+fn in_part(fetched: &[(Vec<Checkpoint>, StoreEntry)]) -> Result<(), Failure> {
+    let mut rows = vec![["fetched", "commit", "here", "of", "layers here"].map(String::from).to_vec()];
+    for (models, entry) in fetched {
+        for model in models {
+            let layers = 0..model.config().num_hidden_layers;
+            let missing = model.missing_bytes(layers.clone());
+            let held: Vec<String> =
+                model.held_layers().iter().map(|range| format!("{}..{}", range.start, range.end)).collect();
+            let file = model.origin().and_then(|origin| origin.file.as_ref());
+            let file = file.map_or_else(String::new, |file| format!(":{file}"));
+            rows.push(vec![
+                text::line(&format!("{}{file}", entry.id)),
+                entry.commit.chars().take(12).collect(),
+                text::bytes(model.weight_bytes().saturating_sub(missing)),
+                text::bytes(model.weight_bytes()),
+                format!(
+                    "{} of {}",
+                    if held.is_empty() { "none".to_owned() } else { held.join(", ") },
+                    layers.end
+                ),
+            ]);
+        }
+    }
+    if rows.len() > 1 {
+        text::say(&format!("\n{}", text::table(&rows, &[2, 3])))?;
+    }
+    Ok(())
+}
+
+fn presets() -> Result<(), Failure> {
     let mut rows = vec![["preset", "repository", "here"].map(String::from).to_vec()];
-    for (name, repo, path) in &presets {
+    for (name, repo) in &cache::PRESETS {
+        let here = if cache::resolve_here(name).is_ok() { "yes" } else { "no" };
         let name =
             if *name == cache::DEFAULT_MODEL { format!("{name} (default)") } else { (*name).to_owned() };
-        rows.push(vec![name, (*repo).to_owned(), if path.is_some() { "yes" } else { "no" }.to_owned()]);
+        rows.push(vec![name, (*repo).to_owned(), here.to_owned()]);
     }
     text::say(&format!("\n{}", text::table(&rows, &[])))?;
     text::say(&format!(
-        "\nlooked in the Hugging Face cache and in {}; `--model` takes these names, presets, folders and .gguf files",
-        text::line(&folder.display().to_string())
+        "\nlooked in the Hugging Face cache, in {} and in {}; `--model` takes these names, presets, folders, .gguf files and repositories",
+        text::line(&cache::models_folder().display().to_string()),
+        text::line(&Store::of_user().root().display().to_string())
     ))?;
     Ok(())
 }

@@ -20,6 +20,8 @@ struct PlanReport<'a> {
     context: usize,
     /// The lap with all layers here; null when they do not fit.
     alone_lap_ms: Option<f64>,
+    /// Bytes that each stage would fetch before it starts, at most, in ring order.
+    to_fetch_bytes: &'a [u64],
 }
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
@@ -33,7 +35,8 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         let (model, context) = (plan.model.name(), plan.context);
         let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
-        return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms })?);
+        let to_fetch_bytes = &plan.to_fetch;
+        return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms, to_fetch_bytes })?);
     }
     text::say(&words(&plan))?;
     Ok(())
@@ -45,7 +48,7 @@ fn alone(plan: &swarm_ring::Plan) -> Option<&Placement> {
 }
 
 fn words(plan: &Plan) -> String {
-    let Plan { model, plan, context } = plan;
+    let Plan { model, plan, context, to_fetch } = plan;
     let aim = match plan.objective {
         Objective::Latency => "the speed of one user",
         Objective::Throughput => "the speed of many users together",
@@ -56,6 +59,7 @@ fn words(plan: &Plan) -> String {
         stages(&plan.placement),
         totals(&plan.placement),
     ];
+    parts.extend(fetching(&plan.placement, to_fetch));
     if !plan.alternatives.is_empty() {
         parts.push(alternatives(plan));
     }
@@ -84,6 +88,19 @@ fn stages(placement: &Placement) -> String {
         ]);
     }
     text::table(&rows, &[2, 3, 4, 5, 6, 7, 8])
+}
+
+/// What each node would fetch; nothing when all is here. What other nodes hold is not known before they are asked.
+fn fetching(placement: &Placement, to_fetch: &[u64]) -> Option<String> {
+    let total: u64 = to_fetch.iter().sum();
+    let each = placement.stages.iter().zip(to_fetch).enumerate().filter(|(_, (_, bytes))| **bytes > 0);
+    let each = each.map(|(index, (stage, bytes))| {
+        let most = if index == 0 { "" } else { "at most " };
+        format!("{} {most}{}", text::line(&stage.name), text::bytes(*bytes))
+    });
+    (total > 0).then(|| {
+        format!("to fetch before it starts: {} ({})", text::bytes(total), each.collect::<Vec<_>>().join(", "))
+    })
 }
 
 fn totals(placement: &Placement) -> String {

@@ -6,14 +6,16 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use swarm_node::{EngineEvent, SearchEvent};
+use swarm_node::{EngineEvent, LoadSource, SearchEvent};
 
 use super::text;
 
 /// A bar of bytes.
 pub fn bytes_bar(total: u64, label: String) -> ProgressBar {
     let bar = ProgressBar::new(total);
-    let style = ProgressStyle::with_template("{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}");
+    let style = ProgressStyle::with_template(
+        "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left",
+    );
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("=> "));
     }
@@ -21,10 +23,20 @@ pub fn bytes_bar(total: u64, label: String) -> ProgressBar {
     bar
 }
 
+/// Where bytes come from, after a node's name.
+pub fn source(from: LoadSource) -> &'static str {
+    match from {
+        LoadSource::Disk => "",
+        LoadSource::Hub => " from the Hub",
+        LoadSource::Peer => " from other nodes",
+    }
+}
+
 /// Shows the events of a starting engine.
 pub struct Progress {
     bars: MultiProgress,
-    nodes: RefCell<BTreeMap<usize, ProgressBar>>,
+    /// By node and source: one line each, and the next source takes the line of the one before.
+    nodes: RefCell<BTreeMap<usize, (LoadSource, ProgressBar)>>,
     names: RefCell<Vec<String>>,
     /// Tell of the search, too.
     search: bool,
@@ -45,12 +57,19 @@ impl Progress {
                 };
                 *self.names.borrow_mut() = placement.stages.iter().map(label).collect();
             }
-            EngineEvent::Loading { node, bytes_done, bytes_total } => {
+            EngineEvent::Loading { node, bytes_done, bytes_total, from } => {
                 let mut nodes = self.nodes.borrow_mut();
-                let bar = nodes.entry(node).or_insert_with(|| {
+                if let Some((before, bar)) = nodes.get(&node)
+                    && *before != from
+                {
+                    bar.finish_and_clear();
+                    nodes.remove(&node);
+                }
+                let (_, bar) = nodes.entry(node).or_insert_with(|| {
                     let label = self.names.borrow().get(node).cloned().unwrap_or_default();
-                    self.bars.add(bytes_bar(bytes_total, label))
+                    (from, self.bars.add(bytes_bar(bytes_total, format!("{label}{}", source(from)))))
                 });
+                bar.set_length(bytes_total);
                 bar.set_position(bytes_done);
             }
         }
@@ -76,7 +95,7 @@ impl Progress {
 
     /// Removes the bars.
     pub fn clear(&self) {
-        for bar in std::mem::take(&mut *self.nodes.borrow_mut()).values() {
+        for (_, bar) in std::mem::take(&mut *self.nodes.borrow_mut()).values() {
             bar.finish_and_clear();
         }
         // A terminal that cannot be cleared shows bars a little longer.

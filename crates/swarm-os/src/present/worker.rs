@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use swarm_node::{StageEvent, StepDone, WorkerEvent};
+use swarm_node::{LoadSource, StageEvent, StepDone, WorkerEvent};
 
 use super::pairing;
-use super::progress::bytes_bar;
+use super::progress::{bytes_bar, source};
 use super::text::{bytes, line};
 
 /// How a worker speaks.
@@ -28,7 +28,7 @@ pub struct WorkerView {
 
 #[derive(Default)]
 struct State {
-    bar: Option<ProgressBar>,
+    bar: Option<(LoadSource, ProgressBar)>,
     counter: Option<ProgressBar>,
     steps: u64,
     tokens: u64,
@@ -38,7 +38,7 @@ struct State {
     /// and keeps one.
     visits: BTreeMap<String, usize>,
     /// Tenths of the loading that were told, for JSON.
-    tenths: BTreeMap<usize, u64>,
+    tenths: BTreeMap<(usize, LoadSource), u64>,
 }
 
 impl WorkerView {
@@ -108,7 +108,7 @@ impl State {
     }
 
     fn suspend(&self, act: impl FnOnce()) {
-        match self.bar.as_ref().or(self.counter.as_ref()) {
+        match self.bar.as_ref().map(|(_, bar)| bar).or(self.counter.as_ref()) {
             Some(bar) => bar.suspend(act),
             None => act(),
         }
@@ -117,9 +117,12 @@ impl State {
     /// Progress bar and counter, which are hidden where standard error is no terminal.
     fn bars(&mut self, event: &WorkerEvent, voice: Voice) {
         match event {
-            WorkerEvent::Stage(StageEvent::Loading { layers, bytes_done, bytes_total, .. }) => {
-                let label = format!("loading layers {}..{}", layers.start, layers.end);
-                let bar = self.bar.get_or_insert_with(|| bytes_bar(*bytes_total, label));
+            WorkerEvent::Stage(StageEvent::Loading { layers, bytes_done, bytes_total, from, .. }) => {
+                if let Some((_, bar)) = self.bar.take_if(|(before, _)| before != from) {
+                    bar.finish_and_clear();
+                }
+                let label = format!("loading layers {}..{}{}", layers.start, layers.end, source(*from));
+                let (_, bar) = self.bar.get_or_insert_with(|| (*from, bytes_bar(*bytes_total, label)));
                 bar.set_position(*bytes_done);
             }
             WorkerEvent::Stage(StageEvent::Step { .. }) if voice == Voice::Counter => {
@@ -128,7 +131,7 @@ impl State {
             }
             WorkerEvent::Stage(StageEvent::Running { .. } | StageEvent::Ended { .. })
             | WorkerEvent::Left { .. } => {
-                self.bar.take().inspect(ProgressBar::finish_and_clear);
+                self.bar.take().inspect(|(_, bar)| bar.finish_and_clear());
                 self.counter.take().inspect(ProgressBar::finish_and_clear);
             }
             _ => {}
@@ -197,13 +200,19 @@ impl State {
             WorkerEvent::Left { coordinator, why } => {
                 json!({"event": "left", "coordinator": coordinator, "why": why})
             }
-            WorkerEvent::Stage(StageEvent::Loading { layers, layers_total, bytes_done, bytes_total }) => {
+            WorkerEvent::Stage(StageEvent::Loading {
+                layers,
+                layers_total,
+                bytes_done,
+                bytes_total,
+                from,
+            }) => {
                 let tenth = bytes_done.saturating_mul(10).checked_div(*bytes_total).unwrap_or(10);
-                if self.tenths.insert(layers.start, tenth) == Some(tenth) {
+                if self.tenths.insert((layers.start, *from), tenth) == Some(tenth) {
                     return None;
                 }
                 json!({"event": "loading", "layers": [layers.start, layers.end], "layers_total": layers_total,
-                    "bytes_done": bytes_done, "bytes_total": bytes_total})
+                    "bytes_done": bytes_done, "bytes_total": bytes_total, "from": from})
             }
             WorkerEvent::Stage(StageEvent::Running {
                 layers,

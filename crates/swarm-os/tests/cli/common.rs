@@ -40,7 +40,9 @@ impl Bench {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_swarm-os"));
         command.args(args).env_remove("SWARM_OS_LOG").env("SWARM_OS_MODELS", self.path("models"));
-        command.env("HF_HUB_CACHE", self.path("hub"));
+        // No test asks the public Hub for anything.
+        command.env("HF_HUB_CACHE", self.path("hub")).env("SWARM_OS_CACHE", self.path("store"));
+        command.env("HF_HUB_OFFLINE", "1").env_remove("HF_ENDPOINT").env_remove("HF_TOKEN");
         self.home.apply(&mut command);
         command
     }

@@ -8,6 +8,7 @@ mod discovery;
 mod doctor;
 mod faults;
 mod help;
+mod hub;
 mod live;
 mod lossy;
 mod pairing;

@@ -67,14 +67,16 @@ pub struct Manner {
     pub stall: Option<(u64, Duration)>,
 }
 
-/// Sends an answer. Returns the bytes of the body that went out, and whether the connection goes on.
+/// Sends an answer. `count` is told how many bytes of the body are out, before each piece: who hears the last byte may
+/// look at once. True when the connection goes on.
 pub fn answer(
     stream: &mut TcpStream,
     status: u16,
     headers: &[(String, String)],
     body: &[u8],
     manner: Manner,
-) -> io::Result<(u64, bool)> {
+    count: &dyn Fn(u64),
+) -> io::Result<bool> {
     let mut head = format!("HTTP/1.1 {status} {}\r\nContent-Length: {}\r\n", reason(status), body.len());
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -85,9 +87,8 @@ pub fn answer(
     for piece in body.chunks(if manner.pause.is_some() { PIECE_BYTES } else { PIECE_BYTES * 16 }) {
         let left = manner.cut.map_or(u64::MAX, |cut| cut - sent);
         let piece = &piece[..piece.len().min(left as usize)];
-        if stream.write_all(piece).is_err() {
-            return Ok((sent, false));
-        }
+        count(sent + piece.len() as u64);
+        stream.write_all(piece)?;
         if let Some((at, pause)) = manner.stall
             && (sent..sent + piece.len() as u64).contains(&at)
         {
@@ -95,11 +96,11 @@ pub fn answer(
         }
         sent += piece.len() as u64;
         if manner.cut == Some(sent) {
-            return Ok((sent, false));
+            return Ok(false);
         }
         manner.pause.into_iter().for_each(thread::sleep);
     }
-    Ok((sent, true))
+    Ok(true)
 }
 
 fn reason(status: u16) -> &'static str {

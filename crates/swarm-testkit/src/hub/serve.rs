@@ -40,19 +40,15 @@ fn connection(state: &State, mut stream: TcpStream, store: bool) {
         let asked = Asked::new(state, &request, store);
         let reply = asked.reply();
         let body = if request.method == "HEAD" { &[][..] } else { &reply.body };
-        // Logged before and corrected after: who hears the last byte may look at the log at once.
-        let planned = reply.manner.cut.unwrap_or(u64::MAX).min(body.len() as u64);
-        let place = asked.log(&reply, planned);
+        let place = asked.log(&reply);
         let count = |bytes: u64| {
             if let Some(served) = lock(&state.log).get_mut(place) {
                 served.bytes = bytes;
             }
         };
-        match answer(&mut stream, reply.status, &reply.headers, body, reply.manner) {
-            Ok((sent, true)) => count(sent),
-            Ok((sent, false)) => return count(sent),
-            Err(_) => return count(0),
-        }
+        let Ok(true) = answer(&mut stream, reply.status, &reply.headers, body, reply.manner, &count) else {
+            return;
+        };
     }
 }
 
@@ -104,7 +100,7 @@ impl<'a> Asked<'a> {
     }
 
     /// Returns the place in the log.
-    fn log(&self, reply: &Reply, bytes: u64) -> usize {
+    fn log(&self, reply: &Reply) -> usize {
         let store = self.seen.store;
         let mut log = lock(&self.state.log);
         log.push(Served {
@@ -112,7 +108,7 @@ impl<'a> Asked<'a> {
             who: self.who(),
             path: self.seen.path.clone(),
             offset: reply.offset,
-            bytes,
+            bytes: 0,
             status: reply.status,
             token_leaked: store && self.request.token().is_some(),
         });

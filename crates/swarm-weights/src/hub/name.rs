@@ -33,6 +33,11 @@ impl ModelRef {
         sound.then(|| Self { id: id.to_owned(), revision: revision.map(owned), pick: pick.map(owned) })
     }
 
+    /// Whether it names a commit, whose content never changes.
+    pub fn is_pinned(&self) -> bool {
+        self.revision.as_deref().is_some_and(is_commit)
+    }
+
     /// The folder of a repository in a cache.
     pub fn folder(id: &str) -> String {
         format!("models--{}", id.replace('/', "--"))

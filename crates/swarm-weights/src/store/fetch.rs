@@ -37,7 +37,9 @@ pub(crate) fn all(
         return Ok(());
     };
     let connections = first.folder.client.settings().connections.max(1);
-    let _writing = first.folder.write_lock(control.abort)?;
+    let bytes_total = files.iter().map(|(file, wanted)| pieces::bytes(&file.missing(wanted))).sum();
+    let waiting = FetchProgress { bytes_done: 0, bytes_total };
+    let _writing = first.folder.write_lock(control.abort, &mut || (control.progress)(waiting))?;
     let mut writers = Vec::new();
     for (file, wanted) in files {
         writers.push((file.writer()?, wanted)); // which takes note of what others fetched meanwhile

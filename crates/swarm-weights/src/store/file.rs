@@ -186,7 +186,7 @@ impl StoredFile {
     fn again(&self, record: &Record) -> Result<Vec<u8>, StoreError> {
         let corrupt =
             || StoreError::Corrupt { path: self.path.clone(), offset: record.offset, end: record.end() };
-        let _writing = self.folder.write_lock(&AtomicBool::new(false))?;
+        let _writing = self.folder.write_lock(&AtomicBool::new(false), &mut || {})?;
         let mut bytes = Vec::new();
         let range = record.offset..record.end();
         let fetched = self.folder.client.range(

@@ -97,6 +97,12 @@ impl Folder {
         time(path.join(USE_FILE)).or_else(|_| time(path.join(REPO_FILE))).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// Puts the time of the last use back. Without it, the folder counts as used just now.
+    pub fn set_last_used(path: &Path, time: SystemTime) {
+        let file = OpenOptions::new().write(true).open(path.join(USE_FILE));
+        let _ = file.and_then(|file| file.set_modified(time));
+    }
+
     /// Removes a folder that nobody uses. False when somebody does.
     pub fn remove(path: &Path) -> Result<bool, StoreError> {
         let file = path.join(USE_FILE);
@@ -137,13 +143,15 @@ impl Folder {
     }
 
     /// Waits until nobody else writes here; two processes that want the same bytes fetch them once.
-    pub fn write_lock(&self, abort: &AtomicBool) -> Result<File, StoreError> {
+    /// `waiting` is called now and then meanwhile.
+    pub fn write_lock(&self, abort: &AtomicBool, waiting: &mut dyn FnMut()) -> Result<File, StoreError> {
         let path = self.path.join(WRITE_FILE);
         let lock = open_lock(&path)?;
         loop {
             match lock.try_lock() {
                 Ok(()) => return Ok(lock),
                 Err(TryLockError::WouldBlock) => {
+                    waiting();
                     if !pause(LOCK_LOOK, abort) {
                         return Err(StoreError::Aborted);
                     }

@@ -34,6 +34,7 @@ pub(crate) use folder::Folder;
 pub(crate) use pieces::bytes as ranges_bytes;
 
 use crate::cache::Places;
+use crate::checkpoint::Checkpoint;
 use crate::hub::{HubClient, HubError, HubSettings, ModelRef, is_commit};
 use crate::open::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
 use crate::source::{FileSource, Source, SourceError};
@@ -127,7 +128,7 @@ impl Store {
     /// [`StoreError`].
     pub fn resolve(&self, model: &ModelRef, needs: Needs) -> Result<PathBuf, StoreError> {
         let folder = self.folder_of(model)?;
-        let _writing = folder.write_lock(&AtomicBool::new(false))?;
+        let _writing = folder.write_lock(&AtomicBool::new(false), &mut || {})?;
         let snapshot =
             self.snapshots.join(ModelRef::folder(&model.id)).join("snapshots").join(folder.commit());
         match choose::choose(model, &folder.repo.files)? {
@@ -255,6 +256,22 @@ impl Store {
             .collect();
         entries.sort_by(|a, b| (&a.id, b.last_used).cmp(&(&b.id, a.last_used)));
         entries
+    }
+
+    /// The models of an entry, opened without asking the Hub: those whose headers are here.
+    pub fn models(&self, entry: &StoreEntry) -> Vec<Checkpoint> {
+        let offline = HubSettings { offline: true, ..self.client.settings().clone() };
+        let store = Self::new(self.root.clone(), self.snapshots.clone(), offline);
+        let mut paths: Vec<PathBuf> =
+            if entry.path.join(CONFIG_FILE).is_file() { vec![entry.path.clone()] } else { Vec::new() };
+        let leads = |name: &&String| name.ends_with(".gguf") && crate::gguf::split::leads(name);
+        paths.extend(entry.files.iter().filter(leads).map(|name| entry.path.join(name)));
+        // To look is not to use.
+        let used = Folder::last_used(&entry.path);
+        let open = |path: &PathBuf| Checkpoint::open_with(path, &|path| store.open_file(path)).ok();
+        let models = paths.iter().filter_map(open).collect();
+        Folder::set_last_used(&entry.path, used);
+        models
     }
 
     /// Removes models, least recently used first, until `keep` bytes or fewer are left. What is in use stays.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Longest stretch of a file that is hashed, checked and fetched anew as one.
-pub const PIECE_BYTES: u64 = 1 << 20;
+pub const PIECE_BYTES: u64 = 256 << 10;
 
 /// Gaps up to this long are read over rather than asked around.
 const GAP_BYTES_MAX: u64 = 64 << 10;

@@ -1,0 +1,75 @@
+//! `swarm-os pull`: fetches a model, or some of its layers.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde_json::json;
+use swarm_node::NodeError;
+use swarm_weights::{Checkpoint, FetchControl, StoreError, cache};
+
+use crate::args::PullArgs;
+use crate::failure::{Code, Failure};
+use crate::interrupt::{self, Repeat};
+use crate::present::progress::bytes_bar;
+use crate::present::{report, text};
+use crate::settings;
+
+pub fn pull(args: &PullArgs) -> Result<(), Failure> {
+    let path = cache::resolve(&args.model).map_err(NodeError::from)?;
+    let model = Checkpoint::open(&path).map_err(NodeError::from)?;
+    let layers = layers(args.layers.as_deref(), model.config().num_hidden_layers)?;
+    let started = Instant::now();
+    let missing = model.missing_bytes(layers.clone());
+    let abort = Arc::new(AtomicBool::new(false));
+    let called_off = abort.clone();
+    let _interrupt = interrupt::during(Repeat::End, move || called_off.store(true, Ordering::Relaxed));
+    let bar =
+        bytes_bar(missing, format!("{} layers {}..{}", text::line(model.name()), layers.start, layers.end));
+    let mut bytes_fetched = 0;
+    let mut progress = |done: swarm_weights::FetchProgress| {
+        bytes_fetched = done.bytes_done;
+        bar.set_length(done.bytes_total);
+        bar.set_position(done.bytes_done);
+    };
+    let fetched = model.fetch(layers.clone(), &mut FetchControl { progress: &mut progress, abort: &abort });
+    bar.finish_and_clear();
+    match fetched {
+        Err(StoreError::Aborted) => return Err(Failure::silent(Code::Interrupted)),
+        other => {
+            other.map_err(|source| NodeError::Fetch { layers: layers.clone(), source: Box::new(source) })?
+        }
+    }
+    let stage_bytes = model.stage_bytes(layers.clone());
+    if args.json {
+        return Ok(report::json(&json!({
+            "model": model.name(), "path": path, "commit": model.origin().map(|origin| &origin.commit),
+            "layers": [layers.start, layers.end], "bytes": stage_bytes, "bytes_fetched": bytes_fetched,
+            "ms": started.elapsed().as_secs_f64() * 1e3,
+        }))?);
+    }
+    let of = model.config().num_hidden_layers;
+    text::say(&format!(
+        "{}: layers {}..{} of {of} are here, {}, of which {} were fetched now\n{}",
+        text::line(model.name()),
+        layers.start,
+        layers.end,
+        text::bytes(stage_bytes),
+        text::bytes(bytes_fetched),
+        text::line(&path.display().to_string()),
+    ))?;
+    Ok(())
+}
+
+/// `0..11`, within the model; all layers when nothing is said.
+fn layers(typed: Option<&str>, count: usize) -> Result<Range<usize>, Failure> {
+    let Some(typed) = typed else { return Ok(0..count) };
+    let (names, ranges) = settings::layers(typed)?;
+    match ranges.as_slice() {
+        [range] if names.is_empty() && range.start < range.end && range.end <= count => Ok(range.clone()),
+        _ => Err(Failure::usage(format!(
+            "--layers: {typed:?} is no range of this model's layers; write it like 0..{count}"
+        ))),
+    }
+}
