@@ -259,3 +259,62 @@ fn a_process_that_is_killed_while_it_fetches_goes_on_where_it_was() {
     assert!(again / killed < total / 20, "{again} of {total} bytes came again after {killed} kills");
     eprintln!("{again} of {total} bytes came again after {killed} kills");
 }
+
+/// A small file system of its own, gone at the end of the test.
+#[cfg(target_os = "linux")]
+struct SmallDisk(PathBuf);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    fn mount(path: PathBuf, how: &str) -> Self {
+        std::fs::create_dir_all(&path).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", how, "tmpfs"]).arg(&path).status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "a small disk needs root: run as root, or set SWARM_OS_SKIP_NETLAB=1"
+        );
+        Self(path)
+    }
+
+    fn grow(&self, how: &str) {
+        let how = format!("remount,{how}");
+        assert!(Command::new("mount").args(["-o", &how]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(&self.0).status());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named_and_what_came_is_kept() {
+    if std::env::var_os("SWARM_OS_SKIP_NETLAB").is_some_and(|value| value == "1") {
+        eprintln!("SKIPPED: no small disk, because SWARM_OS_SKIP_NETLAB=1");
+        return;
+    }
+    let room = Room::safetensors(1);
+    let disk = SmallDisk::mount(room.store("me"), "size=8m");
+    let pull = ["pull", "org/toy", "--json"];
+    let finished = Proc::spawn(&mut room.command("me", &pull)).unwrap().finish(SOON).unwrap();
+    let said = &finished.stderr;
+    assert_eq!(finished.status.code(), Some(1), "{finished:?}");
+    let path = room.store("me").display().to_string();
+    assert!(said.contains("the disk is full") && said.contains(&path), "{said}");
+    let need: u64 =
+        said.split("full: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    let listed = room.json("me", &["models", "--json"]);
+    let (held, all) =
+        (&listed["fetched"][0]["models"][0]["bytes_held"], &listed["fetched"][0]["models"][0]["bytes"]);
+    let (held, all) = (held.as_u64().unwrap(), all.as_u64().unwrap());
+    // What was on its way when the disk was full is told as needed and not as held.
+    assert!(held > 4_000_000 && need >= 1_000_000 && need <= all, "{held} held of {all}, {need} needed");
+    disk.grow("size=64m");
+    let pulled = room.json("me", &pull);
+    let fetched = pulled["bytes_fetched"].as_u64().unwrap();
+    assert!(fetched >= all - held && fetched <= all - held + (8 << 18), "{fetched} after {held} of {all}");
+    assert_eq!(room.json("me", &pull)["bytes_fetched"], 0);
+}
