@@ -7,9 +7,10 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello, KvType,
-    LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured, MeasuredLink, NextHop, NodeId,
-    Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready, Refused, Role, Stats,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello,
+    KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
+    MeasuredLink, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready,
+    Refused, Role, Stats,
 };
 
 const LIMITS: Limits =
