@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use swarm_link::{
     Connection, Discovery, DiscoveryEvent, Identity, InstanceId, LinkSettings, Listener, PEERS_MAX, Scope,
-    SwarmSecret, dial,
+    SwarmSecret, dial, parse_peer,
 };
 use swarm_testkit::{NetLab, Proc, wait_for};
 
@@ -86,6 +86,11 @@ fn without_any_address_but_link_local_ones_nodes_meet_all_the_same() {
     let address = word(&mut finder, "reached it at");
     assert!(address.starts_with("[fe80::") && address.contains('%'), "{address}");
     finder.expect(SOON, "it answered: hello").unwrap();
+    // Typed, with the name of the interface instead of its number.
+    let (start, port) =
+        address.split_once('%').zip(address.rsplit_once(':')).map(|(a, b)| (a.0, b.1)).unwrap();
+    finder.say(&format!("type {start}%eth0]:{port}")).unwrap();
+    assert_eq!(word(&mut finder, "reached it at"), address);
 }
 
 #[test]
@@ -333,7 +338,14 @@ fn find(wanted: InstanceId) {
                 assert_eq!(link.peer.instance, wanted);
                 println!("reached it at {}", link.peer.address);
             }
-            text => ask(&mut link, text),
+            text => match text.strip_prefix("type ") {
+                Some(typed) => {
+                    let typed = parse_peer(typed, SOON).unwrap();
+                    let link = dial(&typed, &identity, &settings, Duration::from_secs(8)).unwrap();
+                    println!("reached it at {}", link.peer.address);
+                }
+                None => ask(&mut link, text),
+            },
         }
     }
 }
