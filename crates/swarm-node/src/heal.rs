@@ -170,6 +170,7 @@ impl Live {
             places: self.absent.clone(),
             here,
             discover: model.config.search.discover,
+            interfaces: model.config.search.interfaces.clone(),
             identity: model.identity.clone(),
             own: setup::own_hello(&model.config, &model.identity),
             circle: room.circle(),
