@@ -264,16 +264,18 @@ unsafe fn products<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
     for first in (0..8).step_by(F::QUADS) {
         let mut quads = [[_mm256_setzero_si256(); N]; G];
         for g in first..first + F::QUADS {
-            let code: [__m256i; G] = std::array::from_fn(|i| {
+            // No closure: it would not have these CPU features.
+            let mut code = [_mm256_setzero_si256(); G];
+            for i in 0..G {
                 // SAFETY: as the caller promises.
-                unsafe {
+                code[i] = unsafe {
                     if PLAIN {
                         _mm256_load_si256(planes[i].add(32 * g).cast())
                     } else {
                         codes::<F>(planes[i], g)
                     }
-                }
-            });
+                };
+            }
             for n in 0..N {
                 // SAFETY: quad g (0..8) of 32 bytes.
                 let quad = unsafe { x.q[n].as_ptr().add(4 * g).cast::<i32>().read_unaligned() };

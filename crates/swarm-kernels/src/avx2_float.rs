@@ -154,11 +154,15 @@ impl FloatPanel {
 fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256; 4]; N]) {
     // SAFETY: eight aligned f32 each.
     unsafe {
-        let x: [__m256; N] = std::array::from_fn(|k| _mm256_load_ps(x[k].0.as_ptr()));
+        // No closure: it would not have these CPU features.
+        let mut eights = [_mm256_setzero_ps(); N];
+        for k in 0..N {
+            eights[k] = _mm256_load_ps(x[k].0.as_ptr());
+        }
         for j in 0..4 {
             let w = _mm256_load_ps(w[j].0.as_ptr());
             for k in 0..N {
-                acc[k][j] = _mm256_fmadd_ps(w, x[k], acc[k][j]);
+                acc[k][j] = _mm256_fmadd_ps(w, eights[k], acc[k][j]);
             }
         }
     }

@@ -32,8 +32,9 @@ pub fn exp(x: f32) -> f32 {
     p = r.mul_add(p, 0.5);
     p = r.mul_add(p, 1.0);
     p = r.mul_add(p, 1.0);
-    // n is in -126..=126 here (or NaN, where p is NaN and the scale does not matter), so the exponent is normal.
-    let scale = f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23);
+    // n is in -126..=126 here (or NaN, where p is NaN and the scale does not matter), so the exponent is normal. Added to
+    // 1.5 * 2^23, a whole number stands in the lowest bits; a conversion would keep compilers from using vectors.
+    let scale = f32::from_bits(((n + 12_582_912.0).to_bits() << 23).wrapping_add(127 << 23));
     if x < -87.0 { 0.0 } else { p * scale }
 }
 

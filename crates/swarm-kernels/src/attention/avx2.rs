@@ -74,20 +74,24 @@ fn score_tiles<const H: usize>(
     scores: &mut [f32],
     stride: usize,
 ) -> usize {
-    let q: [&[f32]; H] = std::array::from_fn(|h| &q[h * dim..][..dim]);
+    assert!(q.len() >= H * dim);
+    // No closures here or below: they would not have these CPU features, and be called.
     for (at, keys) in keys.chunks_exact(4 * dim).enumerate() {
-        let keys: [&[f32]; 4] = std::array::from_fn(|j| &keys[j * dim..][..dim]);
         let mut dots = [_mm_setzero_ps(); H];
         for half in [0, 8] {
             let mut acc = [[_mm256_setzero_ps(); 4]; H];
             for d in (half..dim).step_by(16) {
-                // SAFETY: `d + 8` values are inside each query and key, which are `dim` long, a multiple of 16.
+                // SAFETY: `d + 8` values are inside each of `H` queries and four keys, which are `dim` long, a multiple
+                // of 16.
                 unsafe {
-                    let q: [__m256; H] = std::array::from_fn(|h| _mm256_loadu_ps(q[h].as_ptr().add(d)));
+                    let mut eights = [_mm256_setzero_ps(); H];
+                    for h in 0..H {
+                        eights[h] = _mm256_loadu_ps(q.as_ptr().add(h * dim + d));
+                    }
                     for j in 0..4 {
-                        let key = _mm256_loadu_ps(keys[j].as_ptr().add(d));
+                        let key = _mm256_loadu_ps(keys.as_ptr().add(j * dim + d));
                         for h in 0..H {
-                            acc[h][j] = _mm256_fmadd_ps(q[h], key, acc[h][j]);
+                            acc[h][j] = _mm256_fmadd_ps(eights[h], key, acc[h][j]);
                         }
                     }
                 }
@@ -238,8 +242,10 @@ unsafe fn weigh_tile<const H: usize, const W: usize>(
     // SAFETY: inside what the caller promises.
     unsafe {
         for j in 0..count {
-            let row = values.as_ptr().add(j * dim);
-            let row: [__m256; W] = std::array::from_fn(|w| _mm256_loadu_ps(row.add(8 * w)));
+            let mut row = [_mm256_setzero_ps(); W];
+            for w in 0..W {
+                row[w] = _mm256_loadu_ps(values.as_ptr().add(j * dim + 8 * w));
+            }
             for h in 0..H {
                 let p = _mm256_set1_ps(*p.get_unchecked(h * stride + j));
                 for w in 0..W {
