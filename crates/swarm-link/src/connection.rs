@@ -132,6 +132,12 @@ impl Receiver {
         })
     }
 
+    /// When the first bytes of the message received last were here; the rest came, and was decrypted, after that. `None`
+    /// before the first message.
+    pub fn began_at(&self) -> Option<Instant> {
+        self.records.began_at()
+    }
+
     /// Changes the longest message this half accepts, in bytes.
     pub fn set_message_bytes_max(&mut self, bytes: usize) {
         self.records.set_bytes_max(bytes);

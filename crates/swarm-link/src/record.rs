@@ -7,6 +7,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 use snow::StatelessTransportState;
 
@@ -170,12 +171,33 @@ pub(crate) struct RecordReader<R> {
     end: usize,
     first: Vec<u8>,
     broken: bool,
+    /// When bytes came last.
+    read_at: Option<Instant>,
+    /// When the first bytes of the last message were here.
+    began_at: Option<Instant>,
 }
 
 impl<R: Read> RecordReader<R> {
     pub(crate) fn new(input: R, keys: Arc<StatelessTransportState>, record: u64, bytes_max: usize) -> Self {
         let buffer = vec![0; READ_BUFFER_BYTES];
-        Self { input, keys, record, bytes_max, buffer, start: 0, end: 0, first: Vec::new(), broken: false }
+        Self {
+            input,
+            keys,
+            record,
+            bytes_max,
+            buffer,
+            start: 0,
+            end: 0,
+            first: Vec::new(),
+            broken: false,
+            read_at: None,
+            began_at: None,
+        }
+    }
+
+    /// When the first bytes of the message received last were here.
+    pub(crate) fn began_at(&self) -> Option<Instant> {
+        self.began_at
     }
 
     pub(crate) fn set_bytes_max(&mut self, bytes_max: usize) {
@@ -198,6 +220,8 @@ impl<R: Read> RecordReader<R> {
     }
 
     fn receive_records(&mut self, message: &mut Vec<u8>) -> Result<usize, LinkError> {
+        // What is here already came with the message before.
+        self.began_at = self.read_at.filter(|_| self.start < self.end);
         let sealed = self.next_record(true)?;
         let mut first = std::mem::take(&mut self.first);
         first.clear();
@@ -281,7 +305,12 @@ impl<R: Read> RecordReader<R> {
             match self.input.read(free) {
                 Ok(0) if between => return Err(LinkError::Closed),
                 Ok(0) => return Err(lost(ErrorKind::UnexpectedEof.into())),
-                Ok(bytes) => self.end += bytes,
+                Ok(bytes) => {
+                    self.end += bytes;
+                    let now = Instant::now();
+                    self.read_at = Some(now);
+                    self.began_at.get_or_insert(now);
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => {}
                     ErrorKind::WouldBlock | ErrorKind::TimedOut if between => {

@@ -134,7 +134,12 @@ const RESERVE_MIN_BYTES: u64 = 256 << 20;
 
 /// Memory this node offers: what is free now, less a reserve for the user's other programs: a tenth, and not too little.
 pub fn memory_offered(limit: Option<u64>) -> u64 {
+    memory_offered_with(limit, 0)
+}
+
+/// The same where `held` bytes are taken already by what the memory is for.
+pub fn memory_offered_with(limit: Option<u64>, held: u64) -> u64 {
     let free = machine::memory_available().unwrap_or(4 << 30);
-    let offered = free.saturating_sub((free / 10).max(RESERVE_MIN_BYTES.min(free / 2)));
+    let offered = free.saturating_sub((free / 10).max(RESERVE_MIN_BYTES.min(free / 2))).saturating_add(held);
     limit.map_or(offered, |limit| limit.min(offered))
 }

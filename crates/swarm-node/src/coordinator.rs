@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use swarm_link::LinkError;
-use swarm_model::StepError;
+use swarm_model::{Stage, StepError};
 use swarm_ring::{
-    Action, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
+    Action, Arrival, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
 };
 use swarm_wire::{
     Blame, CloseCode, Control, Frame, FrameHead, FrameView, Hidden, Limits, SessionId, StageTime, TokenOut,
@@ -124,6 +124,8 @@ pub(crate) struct Coordinator {
 pub(crate) struct Remains {
     pub room: Room,
     pub scheduler: Scheduler,
+    /// The stage, until the next placement begins.
+    pub stage: Option<Stage>,
 }
 
 /// Whether the loop goes on.
@@ -182,7 +184,7 @@ impl Coordinator {
         let text = "the engine was stopped".to_owned();
         self.scheduler.fail(&SessionError::RingLost { blame: Blame::Us, text });
         self.deliver();
-        Remains { room: self.room, scheduler: self.scheduler }
+        Remains { room: self.room, scheduler: self.scheduler, stage: Some(self.runner.into_stage()) }
     }
 
     /// Does what there is to do, looking at what has arrived between any two steps.
@@ -325,13 +327,14 @@ impl Coordinator {
             let items = self.runner.sample(&segments, &mut failures);
             let finished_us = now_us();
             self.fail_sessions(failures);
-            let time = StageTime { received_us, started_us, finished_us, sent_us: finished_us, bytes_in: 0 };
+            let arrival = Arrival { arriving_us: finished_us, received_us: finished_us };
             self.departed.push_back(departed);
-            return self.lap_done(head, items.iter().copied(), &[time], finished_us, 0);
+            let trail = [own_time(received_us, started_us, finished_us)];
+            return self.lap_done(head, items.iter().copied(), &trail, arrival, 0);
         }
         let finished_us = now_us();
         self.fail_sessions(failures);
-        let trail = [StageTime { received_us, started_us, finished_us, sent_us: finished_us, bytes_in: 0 }];
+        let trail = [own_time(received_us, started_us, finished_us)];
         let frame =
             Frame::Hidden(Hidden { head, segments: &segments, trail: &trail, rows: self.runner.rows() });
         frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
@@ -388,7 +391,7 @@ impl Coordinator {
 
     fn tokens(&mut self, view: &TokensView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
         let trail: Vec<StageTime> = view.trail().collect();
-        self.lap_done(view.head, view.items(), &trail, inbound.received_us, inbound.wire_bytes)
+        self.lap_done(view.head, view.items(), &trail, inbound.arrival, inbound.wire_bytes)
     }
 
     /// Notes a lap's times for its sessions and gives its tokens to the scheduler.
@@ -397,14 +400,14 @@ impl Coordinator {
         head: FrameHead,
         items: impl Iterator<Item = TokenOut> + Clone,
         trail: &[StageTime],
-        arrived_us: u64,
+        arrival: Arrival,
         bytes_in: u64,
     ) -> Result<(), NodeError> {
-        self.answered_us = Some(arrived_us);
+        self.answered_us = Some(arrival.received_us);
         if head.epoch == self.scheduler.epoch()
             && let Some(departed) = self.departed.pop_front()
         {
-            self.measure(&departed, head.lap, trail, arrived_us, bytes_in);
+            self.measure(&departed, head.lap, trail, arrival, bytes_in);
         }
         let arrived = self.scheduler.lap_arrived(now_us(), head, items);
         arrived.map_err(|error| self.bad_tail(error.to_string(), CloseCode::Order))
@@ -419,12 +422,12 @@ impl Coordinator {
         departed: &Departed,
         lap: u64,
         trail: &[StageTime],
-        arrived_us: u64,
+        arrival: Arrival,
         bytes_in: u64,
     ) {
         let mut offsets = vec![Some(0)];
         offsets.extend(self.room.members.iter().map(|member| member.offset_us()));
-        self.lap.read(trail, &offsets, arrived_us);
+        self.lap.read(trail, &offsets, arrival);
         if !departed.prefill {
             self.meter.lap(&self.lap);
         }
@@ -434,13 +437,7 @@ impl Coordinator {
             let telemetry = &mut owner.telemetry;
             if owner.trace && telemetry.laps.len() < TRACE_LAPS_MAX {
                 let (trail, offsets_us) = (trail.to_vec(), offsets.clone());
-                telemetry.laps.push(LapTrace {
-                    lap,
-                    prefill: departed.prefill,
-                    trail,
-                    offsets_us,
-                    arrived_us,
-                });
+                telemetry.laps.push(LapTrace { lap, prefill: departed.prefill, trail, offsets_us, arrival });
             }
             telemetry.hops_measured &= self.lap.hops_measured;
             if departed.prefill {
@@ -603,6 +600,12 @@ impl Coordinator {
         // Those who are still there forget the stage at once.
         self.room.release("the ring was lost");
     }
+}
+
+/// The times of the first stage. It receives nothing; the answer of the lap is received when it comes.
+fn own_time(received_us: u64, started_us: u64, finished_us: u64) -> StageTime {
+    let (arriving_us, sent_us) = (received_us, finished_us);
+    StageTime { arriving_us, received_us, started_us, finished_us, sent_us, bytes_in: 0 }
 }
 
 /// The scheduler checked the ids; the file the rows come from is not in its hands.

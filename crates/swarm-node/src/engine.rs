@@ -356,7 +356,7 @@ pub fn plan(
     let model = setup::open_model(&config.model)?;
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
-    let plan = setup::place_layers(config, identity, &model, context, &room)?;
+    let plan = setup::place_layers(config, identity, &model, context, &room, 0)?;
     let to_fetch = setup::to_fetch(&model, &plan.placement);
     Ok(Plan { model, plan, context, to_fetch })
 }

@@ -1,7 +1,7 @@
 //! The ring's life over its placements: the first one, and the next one after a loss or a return.
 //!
 //! A placement that follows another raises the epoch and keeps the members that are left, their control connections
-//! and the scheduler, whose session numbers go on. The stages are loaded anew; sessions do not outlive their placement
+//! and the scheduler, whose session numbers go on. A node whose layers are the same keeps its weights; sessions do not outlive their placement
 //! yet, but the scheduler knows what would have to be computed again ([`swarm_ring::ReplayPoint`]).
 
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use crate::error::NodeError;
 use crate::lookout::{Lookout, Wanted};
 use crate::room::{Member, Room};
 use crate::setup::{self, Assembled, Ground};
+use crate::shelf::{OWN, Shelf};
 
 /// Placements tried before a prompt is told that none can be made.
 const TRIES: usize = 3;
@@ -35,6 +36,8 @@ pub(crate) struct Live {
     /// Where members are that were let go because the ring was better without them.
     spare: Vec<Vec<SocketAddr>>,
     lookout: Option<Lookout>,
+    /// This node's weights, while there is no ring.
+    shelf: Shelf,
 }
 
 impl Live {
@@ -42,8 +45,10 @@ impl Live {
     pub fn start(model: &Arc<Model>, observer: EngineObserver<'_>) -> Result<(Self, Arc<Info>), NodeError> {
         let mut room = setup::find_members(&model.config, &model.identity, observer, &model.checkpoint)?;
         let (mut epoch, mut tries) = (setup::first_epoch(), TRIES);
+        let shelf = Shelf::default();
+        shelf.open(OWN);
         let parts = loop {
-            match setup::assemble(&ground(model, observer), &mut room, epoch) {
+            match setup::assemble(&ground(model, observer, &shelf), &mut room, epoch) {
                 Ok(parts) => break parts,
                 Err(error) if tries > 1 && matches!(error, NodeError::Broken { .. }) => again(&error),
                 Err(error) => return Err(error),
@@ -60,6 +65,7 @@ impl Live {
             absent: Vec::new(),
             spare: Vec::new(),
             lookout: None,
+            shelf,
         };
         let info = live.run(model, parts, room, None, epoch)?;
         Ok((live, info))
@@ -83,10 +89,13 @@ impl Live {
             *self = live;
             return Ok(info);
         };
+        if let Some(stage) = remains.stage.take() {
+            self.shelf.put(OWN, setup::stage_key(model.fingerprint, stage.layers(), model.context), stage);
+        }
         let newcomers = self.lookout.as_ref().map(Lookout::take).unwrap_or_default();
         match self.place(model, &mut remains, newcomers, observer) {
             Ok((parts, epoch)) => {
-                let Remains { room, scheduler } = remains;
+                let Remains { room, scheduler, .. } = remains;
                 self.look_out(model, &room);
                 self.run(model, parts, room, Some(scheduler), epoch)
             }
@@ -126,7 +135,8 @@ impl Live {
         let mut tried = 0;
         loop {
             epoch = Epoch(epoch.0.saturating_add(1));
-            let error = match setup::assemble(&ground(model, observer), &mut remains.room, epoch) {
+            let error = match setup::assemble(&ground(model, observer, &self.shelf), &mut remains.room, epoch)
+            {
                 Ok(parts) => return Ok((parts, epoch)),
                 Err(error) => error,
             };
@@ -242,7 +252,15 @@ fn again(error: &NodeError) {
     tracing::warn!("a placement failed and is made anew: {}", error.chain());
 }
 
-fn ground<'a>(model: &'a Arc<Model>, observer: EngineObserver<'a>) -> Ground<'a> {
-    let Model { config, identity, checkpoint, context, .. } = &**model;
-    Ground { config, identity, observer, model: checkpoint, context: *context }
+fn ground<'a>(model: &'a Arc<Model>, observer: EngineObserver<'a>, shelf: &'a Shelf) -> Ground<'a> {
+    let Model { config, identity, checkpoint, context, fingerprint, .. } = &**model;
+    Ground {
+        config,
+        identity,
+        observer,
+        model: checkpoint,
+        context: *context,
+        fingerprint: *fingerprint,
+        shelf,
+    }
 }

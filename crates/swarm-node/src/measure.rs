@@ -34,6 +34,8 @@ pub(crate) struct Survey<'a> {
     pub identity: &'a Identity,
     pub shape: Option<LayerShape>,
     pub model: &'a ModelShape,
+    /// Bytes of weights that are here from the placement before, and make room for this one.
+    pub held_bytes: u64,
 }
 
 impl Survey<'_> {
@@ -41,7 +43,7 @@ impl Survey<'_> {
     pub fn own(&self) -> NodeProfile {
         let config = self.config;
         let threads = config.threads.unwrap_or_else(machine::cores);
-        let memory_bytes = control::memory_offered(config.memory_bytes);
+        let memory_bytes = control::memory_offered_with(config.memory_bytes, self.held_bytes);
         let profiles = Profiles::new(config.profile_dir.as_deref());
         let speed = self.shape.as_ref().filter(|_| config.measure);
         let speed =

@@ -72,6 +72,11 @@ impl StageRunner {
         Self { meter, ..self }
     }
 
+    /// The stage alone; sessions and their KV rows go.
+    pub fn into_stage(self) -> Stage {
+        self.stage
+    }
+
     pub fn stage(&self) -> &Stage {
         &self.stage
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_kernels::KvType;
 use swarm_link::{Closer, Connection, LinkError, LinkSettings, dial};
-use swarm_model::LoadProgress;
+use swarm_model::{LoadProgress, Stage};
 use swarm_ring::Gate;
 use swarm_text::Tokenizer;
 use swarm_wire::{
@@ -23,7 +23,10 @@ use crate::machine;
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::runner::StageRunner;
-use crate::stage_loop::{Downstream, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames};
+use crate::shelf::StageKey;
+use crate::stage_loop::{
+    Downstream, Inbox, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames,
+};
 use crate::stage_setup::{StageNeed, StageOrder, fetch, find_model, load, meter};
 use crate::watch::StageStatus;
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
@@ -101,6 +104,7 @@ impl StageHandle {
         shared: &Arc<Shared>,
         control: ControlSender,
         order: Prepare,
+        owner: u64,
         coordinator: Closer,
     ) -> Result<Self, NodeError> {
         let (links, incoming) = unbounded();
@@ -114,6 +118,7 @@ impl StageHandle {
             shared: shared.clone(),
             control,
             order,
+            owner,
             incoming,
             started,
             before,
@@ -184,11 +189,23 @@ impl Drop for StageHandle {
     }
 }
 
+/// A stage in memory.
+struct Loaded {
+    runner: StageRunner,
+    /// On the tail.
+    tokenizer: Option<Tokenizer>,
+    /// What all of it may come to.
+    held_bytes_max: u64,
+    /// What its weights are kept under.
+    key: StageKey,
+}
+
 /// What the stage's thread owns.
 struct StageBody {
     shared: Arc<Shared>,
     control: ControlSender,
     order: Prepare,
+    owner: u64,
     incoming: Receiver<DataLink>,
     started: Receiver<()>,
     /// Closes when the stage before this one has ended and its memory is free.
@@ -249,15 +266,25 @@ impl StageBody {
         self.order.layers.into()
     }
 
-    /// Load, connect, then frames until the ring ends.
+    /// Load, connect, then frames until the ring ends. The weights stay for the coordinator's next placement.
     fn serve(&self) -> Result<(), NodeError> {
         self.await_turn()?;
-        let (runner, tokenizer, held_bytes_max) = self.load()?;
-        let weight_bytes = runner.stage().weight_bytes() as u64;
+        let Loaded { runner, tokenizer, held_bytes_max, key } = self.load()?;
+        let (runner, ended) = match self.join(runner.stage(), held_bytes_max) {
+            Ok((inbox, downstream)) => self.frames(runner, tokenizer.as_ref(), &inbox, downstream),
+            Err(error) => (runner, Err(error)),
+        };
+        self.shared.shelf.put(self.owner, key, runner.into_stage());
+        ended
+    }
+
+    /// Says that the stage is in memory, and connects it.
+    fn join(&self, stage: &Stage, held_bytes_max: u64) -> Result<(Inbox, Downstream), NodeError> {
+        let weight_bytes = stage.weight_bytes() as u64;
         self.say(&Control::Ready(Ready {
             epoch: self.order.epoch,
             bytes_loaded: weight_bytes,
-            weight_bytes_per_token: runner.stage().bytes_per_token() as u64,
+            weight_bytes_per_token: stage.bytes_per_token() as u64,
         }))?;
         let (upstream, downstream) = self.connect()?;
         let inbox = receive_frames(upstream, &self.order.limits)?;
@@ -265,8 +292,19 @@ impl StageBody {
         let (layers, layers_total) = (self.layers(), self.order.layers_total as usize);
         let tail = self.order.tail;
         self.tell(StageEvent::Running { layers, layers_total, weight_bytes, held_bytes_max, tail });
+        Ok((inbox, downstream))
+    }
+
+    /// Serves frames until the ring ends; gives the runner back.
+    fn frames(
+        &self,
+        runner: StageRunner,
+        tokenizer: Option<&Tokenizer>,
+        inbox: &Inbox,
+        downstream: Downstream,
+    ) -> (StageRunner, Result<(), NodeError>) {
         let observer = |done: StepDone| {
-            let text = done.sampled.iter().map(|&id| token_text(tokenizer.as_ref(), id)).collect();
+            let text = done.sampled.iter().map(|&id| token_text(tokenizer, id)).collect();
             self.tell(StageEvent::Step { done, layers: self.layers(), text });
         };
         let mut stage = StageLoop {
@@ -281,7 +319,7 @@ impl StageBody {
             segments: Vec::new(),
             trail: Vec::new(),
         };
-        let ended = stage.run(&inbox).and_then(|()| match inbox.end() {
+        let ended = stage.run(inbox).and_then(|()| match inbox.end() {
             // Ours, or the coordinator's own end: nobody is to blame.
             None | Some(InboxEnd::Link(LinkError::ClosedHere | LinkError::Closed)) => Ok(()),
             Some(end) => Err(end.into_error("the stage before this one")),
@@ -289,7 +327,7 @@ impl StageBody {
         if let Err(Some(code)) = ended.as_ref().map_err(NodeError::code) {
             inbox.refuse(&self.shared.refusals, self.order.epoch, code);
         }
-        ended
+        (stage.runner, ended)
     }
 
     fn say(&self, message: &Control) -> Result<(), NodeError> {
@@ -299,8 +337,7 @@ impl StageBody {
         })
     }
 
-    /// The stage, on the tail its tokenizer, and the bytes that all of it may come to.
-    fn load(&self) -> Result<(StageRunner, Option<Tokenizer>, u64), NodeError> {
+    fn load(&self) -> Result<Loaded, NodeError> {
         let (order, config) = (&self.order, &self.shared.config);
         if order.numerics != swarm_kernels::NUMERICS {
             let (theirs, ours) =
@@ -318,7 +355,11 @@ impl StageBody {
             limits: order.limits,
         };
         let need = StageNeed::of(&checkpoint, &stage_order)?;
-        let memory = control::memory_offered(config.memory_bytes);
+        let (fingerprint, context) = (order.fingerprint.0, stage_order.context);
+        let key = StageKey { fingerprint, layers: self.layers(), context };
+        let kept = self.shared.shelf.take(&key);
+        let held = kept.as_ref().map_or(0, |stage| stage.weight_bytes() as u64);
+        let memory = control::memory_offered_with(config.memory_bytes, held);
         let kv_bytes = need.kv_budget(&stage_order.layers, memory, stage_order.sessions_max)?;
         let mut last = None;
         let mut progress = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
@@ -332,24 +373,28 @@ impl StageBody {
                 self.tell(StageEvent::Loading { layers, layers_total, bytes_done, bytes_total, from });
             }
         };
-        fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
-            progress(done.bytes_done, done.bytes_total, LoadSource::Hub);
-        })?;
-        let mut read = |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
         // A coordinator may ask for fewer threads than this worker has, not for more.
         let own = config.threads.unwrap_or_else(machine::cores);
         let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
-        let stage = load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut read)?;
+        let stage = match kept {
+            Some(stage) => stage,
+            None => {
+                fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
+                    progress(done.bytes_done, done.bytes_total, LoadSource::Hub);
+                })?;
+                let mut read =
+                    |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
+                load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut read)?
+            }
+        };
         let meter = meter(&checkpoint, &stage_order, threads, config.profile_dir.as_deref());
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());
         let pool = machine::pool(threads, config.cores.clone());
-        Ok((
-            StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, stage_order.sessions_max)
-                .with_meter(meter),
-            tokenizer,
-            need.weights.saturating_add(need.buffers).saturating_add(kv_bytes),
-        ))
+        let sessions_max = stage_order.sessions_max;
+        let runner = StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, sessions_max);
+        let held_bytes_max = need.weights.saturating_add(need.buffers).saturating_add(kv_bytes);
+        Ok(Loaded { runner: runner.with_meter(meter), tokenizer, held_bytes_max, key })
     }
 
     /// The order must fit the model and the limits must be the model's.

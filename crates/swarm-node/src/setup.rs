@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use swarm_link::Identity;
-use swarm_model::LoadProgress;
+use swarm_model::{LoadProgress, Stage};
 use swarm_ring::{
     CutStage, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler, SchedulerConfig, Split,
     Timers, plan, plan_cut,
@@ -27,6 +27,7 @@ use crate::profile::layer_shape;
 use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
+use crate::shelf::{OWN, Shelf, StageKey};
 use crate::stage_loop::{Upstream, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin};
 
@@ -51,6 +52,9 @@ pub(crate) struct Ground<'a> {
     pub observer: EngineObserver<'a>,
     pub model: &'a Checkpoint,
     pub context: usize,
+    pub fingerprint: [u8; 32],
+    /// This node's own stage of the placement before.
+    pub shelf: &'a Shelf,
 }
 
 pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
@@ -117,10 +121,11 @@ pub(crate) fn place_layers(
     model: &Checkpoint,
     context: usize,
     room: &Room,
+    held_bytes: u64,
 ) -> Result<Plan, NodeError> {
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let shape = model_shape(model, context, config.kv_type, &limits, config.sessions_max)?;
-    let survey = Survey { config, identity, shape: layer_shape(model), model: &shape };
+    let survey = Survey { config, identity, shape: layer_shape(model), model: &shape, held_bytes };
     let room = survey.room(room)?;
     // Who asks for a split wants the work shared; one user's speed alone would leave most of it on the fastest node.
     let split = if config.cut.is_some() { Split::Always } else { config.split };
@@ -172,21 +177,27 @@ fn named_cut(
 /// Places the layers on the room's members, lets the others go, has the layers loaded, and connects the ring under
 /// `epoch`.
 pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Result<Assembled, NodeError> {
-    let &Ground { config, identity, observer, model, context } = ground;
-    let plan = place_layers(config, identity, model, context, room)?;
+    let &Ground { config, identity, observer, model, context, fingerprint, shelf } = ground;
+    let plan = place_layers(config, identity, model, context, room, shelf.bytes())?;
     let placement = &plan.placement;
     observer(EngineEvent::Placed(placement.clone()));
     check_fetch(config, model, placement)?;
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let order: Vec<NodeId> = placement.stages.iter().skip(1).map(|stage| stage.node).collect();
     let left_out = room.keep(&order);
-    let assembly = Assembly { config, identity, observer, limits, model, context, placement, epoch };
+    let assembly =
+        Assembly { config, identity, observer, limits, model, context, placement, epoch, fingerprint, shelf };
     assembly.order_stages(room)?;
     let runner = assembly.load_own()?;
-    let mut nodes = assembly.await_ready(room)?;
-    nodes.insert(0, assembly.own_report(&runner));
-    let ring = assembly.connect(room)?;
-    Ok(Assembled { runner, limits, ring, plan, nodes, left_out })
+    match assembly.join(room, &runner) {
+        Ok((nodes, ring)) => Ok(Assembled { runner, limits, ring, plan, nodes, left_out }),
+        Err(error) => {
+            // The next try may have the same layers here.
+            let stage = runner.into_stage();
+            shelf.put(OWN, stage_key(fingerprint, stage.layers(), context), stage);
+            Err(error)
+        }
+    }
 }
 
 /// The scheduler of a ring's first placement; or the one of earlier placements goes on with this one.
@@ -265,6 +276,11 @@ fn check_fetch(config: &EngineConfig, model: &Checkpoint, placement: &Placement)
     Err(NodeError::MuchToFetch { nodes, max })
 }
 
+/// What this node's own stage is kept under.
+pub(crate) fn stage_key(fingerprint: [u8; 32], layers: std::ops::Range<usize>, context: usize) -> StageKey {
+    StageKey { fingerprint, layers, context }
+}
+
 struct Assembly<'a> {
     config: &'a EngineConfig,
     identity: &'a Identity,
@@ -274,12 +290,14 @@ struct Assembly<'a> {
     placement: &'a Placement,
     limits: Limits,
     epoch: Epoch,
+    fingerprint: [u8; 32],
+    shelf: &'a Shelf,
 }
 
 impl Assembly<'_> {
     /// Tells every worker which stage it becomes. They load at the same time as this node.
     fn order_stages(&self, room: &Room) -> Result<(), NodeError> {
-        let fingerprint = Fingerprint(self.model.fingerprint()?);
+        let fingerprint = Fingerprint(self.fingerprint);
         let layers_total = self.placement.stages.last().map_or(0, |stage| stage.layers.end);
         let small = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         for (index, (member, stage)) in room.members.iter().zip(&self.placement.stages[1..]).enumerate() {
@@ -321,27 +339,30 @@ impl Assembly<'_> {
             limits: self.limits,
         };
         let need = StageNeed::of(self.model, &order)?;
-        let memory = control::memory_offered(self.config.memory_bytes);
+        let kept = self.shelf.take(&stage_key(self.fingerprint, order.layers.clone(), order.context));
+        let held = kept.as_ref().map_or(0, |stage| stage.weight_bytes() as u64);
+        let memory = control::memory_offered_with(self.config.memory_bytes, held);
         let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
-        let fetching = |done: swarm_weights::FetchProgress| {
-            let (bytes_done, bytes_total, from) = (done.bytes_done, done.bytes_total, LoadSource::Hub);
-            (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
+        let stage = match kept {
+            Some(stage) => stage,
+            None => self.read(&order)?,
         };
-        fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| fetching(done))?;
-        let stage = load(
-            self.model,
-            &order,
-            threads(self.config),
-            None,
-            &mut |LoadProgress { bytes_done, bytes_total }| {
-                let from = LoadSource::Disk;
-                (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
-            },
-        )?;
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
         let profile_dir = self.config.profile_dir.as_deref();
         let meter = meter(self.model, &order, threads(self.config), profile_dir);
         Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max).with_meter(meter))
+    }
+
+    /// Fetches what is not on this computer, and reads the layers.
+    fn read(&self, order: &StageOrder) -> Result<Stage, NodeError> {
+        let tell = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
+            (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
+        };
+        fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
+            tell(done.bytes_done, done.bytes_total, LoadSource::Hub);
+        })?;
+        let mut progress = |done: LoadProgress| tell(done.bytes_done, done.bytes_total, LoadSource::Disk);
+        load(self.model, order, threads(self.config), None, &mut progress)
     }
 
     fn own_report(&self, runner: &StageRunner) -> NodeReport {
@@ -356,6 +377,13 @@ impl Assembly<'_> {
             round_trip_us: None,
             state: NodeState::Up,
         }
+    }
+
+    /// Waits for the other stages and connects them.
+    fn join(&self, room: &Room, runner: &StageRunner) -> Result<(Vec<NodeReport>, Option<Ring>), NodeError> {
+        let mut nodes = self.await_ready(room)?;
+        nodes.insert(0, self.own_report(runner));
+        Ok((nodes, self.connect(room)?))
     }
 
     /// Waits until every worker has its stage in memory.

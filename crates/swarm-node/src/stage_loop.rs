@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
-use swarm_ring::Gate;
+use swarm_ring::{Arrival, Gate};
 use swarm_wire::{
     Ack, CloseCode, Closing, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId,
     OpenView, SegmentHead, StageTime, Tokens, patch_sent_us,
 };
 
-use crate::clock::now_us;
+use crate::clock::{at_us, now_us};
 use crate::error::NodeError;
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
@@ -32,7 +32,7 @@ pub(crate) fn queue(limits: &Limits) -> usize {
 /// A frame as it came.
 pub(crate) struct Inbound {
     pub bytes: Vec<u8>,
-    pub received_us: u64,
+    pub arrival: Arrival,
     pub wire_bytes: u64,
 }
 
@@ -159,6 +159,8 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
             match link.receive(&mut bytes) {
                 Ok(wire_bytes) => {
                     let received_us = now_us();
+                    let arriving_us = link.began_at().map_or(received_us, at_us).min(received_us);
+                    let arrival = Arrival { arriving_us, received_us };
                     // An end of the link is found when the next frame does not come.
                     if let Some(ack) = Ack::of(&bytes) {
                         let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
@@ -167,7 +169,7 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
                         let _ = last_word.send(InboxEnd::Told(closing.code));
                         return;
                     }
-                    let inbound = Inbound { bytes, received_us, wire_bytes: wire_bytes as u64 };
+                    let inbound = Inbound { bytes, arrival, wire_bytes: wire_bytes as u64 };
                     if sink.send(inbound).is_err() {
                         return;
                     }
@@ -271,7 +273,8 @@ impl StageLoop<'_> {
         };
         let finished_us = now_us();
         self.trail.push(StageTime {
-            received_us: inbound.received_us,
+            arriving_us: inbound.arrival.arriving_us,
+            received_us: inbound.arrival.received_us,
             started_us,
             finished_us,
             sent_us: finished_us,

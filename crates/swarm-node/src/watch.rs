@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::Serialize;
-use swarm_ring::{LapTimes, Percentiles, Telemetry};
+use swarm_ring::{Arrival, LapTimes, Percentiles, Telemetry};
 use swarm_wire::{StageTime, Stats};
 
 use crate::clock::now_us;
@@ -29,7 +29,7 @@ pub struct LapTrace {
     /// `clock of stage i - coordinator's clock`, where it is known.
     pub offsets_us: Vec<Option<i64>>,
     /// When the tokens were here, on the coordinator's clock.
-    pub arrived_us: u64,
+    pub arrival: Arrival,
 }
 
 /// What the compute thread counts for others to read.
@@ -159,8 +159,8 @@ impl EngineWatch {
                 kv_bytes: own.or_else(|| stats(index).map(|stats: Stats| stats.kv_bytes)),
                 round_trip_ms: ms(node.round_trip_us),
                 compute_ms_p50: stage.and_then(|stage| ms(stage.compute_us.p50())),
-                hop_ms_p50: stage.filter(|_| index > 0).and_then(|stage| ms(stage.wire_us.p50())),
-                hop_ms_p99: stage.filter(|_| index > 0).and_then(|stage| ms(stage.wire_us.p99())),
+                hop_ms_p50: stage.filter(|_| index > 0).and_then(|stage| ms(stage.hop_us.p50())),
+                hop_ms_p99: stage.filter(|_| index > 0).and_then(|stage| ms(stage.hop_us.p99())),
             }
         };
         let nodes = nodes.iter().enumerate().map(status).collect();
@@ -196,6 +196,8 @@ pub struct WorkerStatus {
     pub coordinators: usize,
     /// The stage it serves; absent while it waits.
     pub stage: Option<StageStatus>,
+    /// Weights of its last stage, kept for the same coordinator's next placement.
+    pub kept_bytes: u64,
     /// Links closed because of what came on them, by code, since the worker started.
     pub links_refused: BTreeMap<&'static str, u64>,
 }

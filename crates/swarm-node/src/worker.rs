@@ -29,6 +29,7 @@ use crate::machine;
 use crate::measure::answer_measure;
 use crate::refusals::{Refusals, link_code};
 use crate::serve::{StageEvent, StageHandle};
+use crate::shelf::Shelf;
 use crate::watch::WorkerStatus;
 
 /// Connections served at once: each has a thread. A coordinator has one, a stage that is being connected two more.
@@ -129,6 +130,8 @@ pub(crate) struct Shared {
     discovery: Weak<Discovery>,
     slot: Mutex<Option<Slot>>,
     pub(crate) refusals: Refusals,
+    /// What the coordinator's next placement may use again.
+    pub(crate) shelf: Shelf,
     /// Closes when the last stage that was begun has ended, which is later than its slot is free.
     pub last_stage: Mutex<Option<Receiver<()>>>,
     connections: Mutex<Connections>,
@@ -207,6 +210,7 @@ impl Worker {
             discovery: discovery.as_ref().map(Arc::downgrade).unwrap_or_default(),
             slot: Mutex::new(None),
             refusals: Refusals::default(),
+            shelf: Shelf::default(),
             last_stage: Mutex::default(),
             connections: Mutex::default(),
             stopped,
@@ -242,13 +246,14 @@ pub struct WorkerWatch {
 impl WorkerWatch {
     /// What it is doing.
     pub fn status(&self) -> WorkerStatus {
-        let Shared { config, identity, connections, slot, refusals, .. } = &*self.shared;
+        let Shared { config, identity, connections, slot, refusals, shelf, .. } = &*self.shared;
         WorkerStatus {
             name: control::node_name(&config.name, &control::wire_id(identity.node_id())),
             port: self.port,
             memory_bytes: control::memory_offered(config.memory_bytes),
             coordinators: lock(connections).coordinators.len(),
             stage: lock(slot).as_ref().map(|slot| slot.stage.status()),
+            kept_bytes: shelf.bytes(),
             links_refused: refusals.by_name(),
         }
     }
@@ -421,6 +426,7 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
     lock(&shared.connections).coordinators.remove(&owner);
     release(shared, owner);
+    shared.shelf.close(owner);
     (shared.observer)(WorkerEvent::Left { coordinator: name, why });
 }
 
@@ -530,9 +536,10 @@ fn prepare(
             reason: "it serves another coordinator; try again when that one is done".into(),
         });
     }
-    // An earlier stage of the same coordinator goes first.
+    // An earlier stage of the same coordinator goes first; its weights stay if they are the same.
     slot.take();
-    let stage = StageHandle::begin(shared, sender.clone(), order.clone(), closer.clone())?;
+    shared.shelf.open(owner);
+    let stage = StageHandle::begin(shared, sender.clone(), order.clone(), owner, closer.clone())?;
     *slot = Some(Slot { owner, epoch: order.epoch, stage });
     Ok(())
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -248,6 +248,50 @@ fn a_stage_waits_until_the_one_before_it_has_gone() {
     let log = log.lock().unwrap();
     let released = log.iter().position(|&what| what == "released").unwrap();
     assert_eq!(log[..released].iter().filter(|&&what| what == "loading").count(), 1, "{log:?}");
+}
+
+#[test]
+fn a_stage_whose_layers_stay_the_same_reads_nothing() {
+    let model = model("llama", 3);
+    let identity = identity();
+    let reads = Arc::<AtomicUsize>::default();
+    let count = reads.clone();
+    let observer = move |event| {
+        if let WorkerEvent::Stage(swarm_node::StageEvent::Loading { .. }) = event {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let worker = worker(&identity, &model.path, Arc::new(observer));
+    let kept = || worker.watch().status().kept_bytes;
+    let release = |caller: &mut Caller| {
+        caller.talk.say(&Control::Release { reason: "another placement".into() });
+        wait_for(Duration::from_secs(5), "the weights to be kept", || kept() > 0).unwrap();
+        reads.swap(0, Ordering::SeqCst)
+    };
+    let mut caller = Caller::greet(&identity, worker.port());
+    caller.prepare(Caller::order(&model.path, Epoch(1)));
+    assert_eq!(kept(), 0, "they are in use");
+    assert!(release(&mut caller) > 0);
+    caller.prepare(Caller::order(&model.path, Epoch(2)));
+    assert_eq!(release(&mut caller), 0, "the same layers were read again");
+    // Others are read, and what was kept makes room for them.
+    let other = Caller::order(&model.path, Epoch(3));
+    let smaller = swarm_wire::Prepare { layers: [2, 3].into(), ..other };
+    let before = kept();
+    caller.prepare(smaller);
+    assert!(release(&mut caller) > 0 && kept() < before);
+    // Without the coordinator nothing is kept, also of a stage that ends after it has gone.
+    caller.prepare(Caller::order(&model.path, Epoch(4)));
+    drop(caller);
+    let idle = || worker.watch().status();
+    wait_for(Duration::from_secs(5), "everything to be freed", || {
+        idle().stage.is_none() && idle().coordinators == 0 && kept() == 0
+    })
+    .unwrap();
+    let mut next = Caller::greet(&identity, worker.port());
+    reads.store(0, Ordering::SeqCst);
+    next.prepare(Caller::order(&model.path, Epoch(4)));
+    assert!(reads.load(Ordering::SeqCst) > 0);
 }
 
 #[test]

@@ -5,12 +5,13 @@ mod common;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::puppet::{Caller, Puppet};
 use common::{Room, alone, answer, config, identity, model, request};
 use swarm_link::Identity;
-use swarm_node::{Engine, EngineConfig, Finish, Worker, WorkerConfig, WorkerSearch};
+use swarm_node::{Engine, EngineConfig, EngineEvent, Finish, Worker, WorkerConfig, WorkerSearch};
 use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::wait_for;
 use swarm_wire::{Control, Epoch};
@@ -200,7 +201,14 @@ fn a_stage_that_gives_up_is_given_another_one() {
     let outcome = engine.generate(request(5)).unwrap().finish();
     let Finish::Error(why) = outcome.finish else { panic!("the puppet cannot answer") };
     assert!(why.contains("puppet") && why.contains("on purpose"), "{why}");
-    assert!(engine.heal(&|_| {}).unwrap());
+    let reads = AtomicUsize::new(0);
+    let observer = |event| {
+        if let EngineEvent::Loading { node: 0, .. } = event {
+            reads.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    assert!(engine.heal(&observer).unwrap());
+    assert_eq!(reads.load(Ordering::SeqCst), 0, "the same layers were read again");
     assert_eq!(puppet.orders(), [first[0], Epoch(first[0].0 + 1)]);
     assert!(matches!(puppet.told().last(), Some(Control::Start { epoch }) if epoch.0 == first[0].0 + 1));
 }

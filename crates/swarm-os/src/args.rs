@@ -69,6 +69,8 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Show what this computer's workers and coordinators are doing
     Status(StatusArgs),
+    /// The same on the whole screen, live; q leaves
+    Top,
     /// List the models on this computer
     Models(ModelsArgs),
     /// Fetch a model, or some of its layers, from the Hub

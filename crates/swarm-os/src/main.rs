@@ -46,6 +46,7 @@ fn dispatch(command: &Command) -> Result<(), Failure> {
         Command::Bench(args) => commands::bench::bench(args),
         Command::Perplexity(args) => commands::perplexity::perplexity(args),
         Command::Status(args) => commands::status::status(args),
+        Command::Top => commands::top::top(),
         Command::Models(args) => commands::models::models(args),
         Command::Pull(args) => commands::pull::pull(args),
         Command::Prune(args) => commands::prune::prune(args),

@@ -35,5 +35,5 @@ pub use scheduler::{
     Action, ConfigError, Counters, Event, LapError, ReplayPoint, Scheduler, SchedulerConfig, StepPlan,
 };
 pub use session::{FinishReason, OpenError, SessionError, SessionRequest};
-pub use telemetry::{LapTimes, StageLap, StageTelemetry, Telemetry, TypicalLap, TypicalStage};
+pub use telemetry::{Arrival, LapTimes, StageLap, StageTelemetry, Telemetry, TypicalLap, TypicalStage};
 pub use timers::Timers;

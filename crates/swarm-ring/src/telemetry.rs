@@ -9,9 +9,12 @@ use crate::percentiles::{Percentiles, SAMPLES, middle};
 /// What one stage did in one lap, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageLap {
-    /// The hop to this stage: from the sender's write to the last byte being here. Zero on the
+    /// The hop to this stage: from the sender's write to the first bytes being here. Zero on the
     /// coordinator.
     pub wire_us: u64,
+    /// From the first bytes of the frame to all of it being here, decrypted. On the coordinator that is the answer of
+    /// the lap.
+    pub receive_us: u64,
     /// From the last byte to the start of the forward.
     pub queue_us: u64,
     /// The forward.
@@ -20,6 +23,15 @@ pub struct StageLap {
     pub serialize_us: u64,
     /// Bytes of the frame that came over the hop.
     pub bytes_in: u64,
+}
+
+/// When the answer of a lap was here, on the coordinator's clock. Alone, both are the end of the forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its first bytes.
+    pub arriving_us: u64,
+    /// All of it, decrypted.
+    pub received_us: u64,
 }
 
 /// One lap taken apart.
@@ -41,17 +53,17 @@ pub struct LapTimes {
 
 impl LapTimes {
     /// Takes a trail apart. `offsets_us[i]` is `clock of stage i - coordinator's clock` (stage 0
-    /// is the coordinator: its entry is not read), `arrived_us` when the tokens were here.
+    /// is the coordinator: its entry is not read), `arrival` when the tokens were here.
     ///
     /// Times within a node are differences of one clock and are taken as they are. What is left
     /// of the lap was spent on the links, and is shared among them by the clock offsets.
     /// Reuses `self`'s memory.
-    pub fn read(&mut self, trail: &[StageTime], offsets_us: &[Option<i64>], arrived_us: u64) {
-        let start_us = trail.first().map_or(arrived_us, |first| first.received_us);
-        self.lap_us = arrived_us.saturating_sub(start_us);
+    pub fn read(&mut self, trail: &[StageTime], offsets_us: &[Option<i64>], arrival: Arrival) {
+        let start_us = trail.first().map_or(arrival.received_us, |first| first.received_us);
+        self.lap_us = arrival.received_us.saturating_sub(start_us);
         self.stages.clear();
         let mut left_us = self.lap_us;
-        for time in trail {
+        for (stage, time) in trail.iter().enumerate() {
             // A stated time is never believed beyond the lap it is part of.
             let mut part = |from: u64, to: u64| {
                 let part = to.saturating_sub(from).min(left_us);
@@ -60,13 +72,17 @@ impl LapTimes {
             };
             self.stages.push(StageLap {
                 wire_us: 0,
+                receive_us: match stage {
+                    0 => part(arrival.arriving_us, arrival.received_us),
+                    _ => part(time.arriving_us, time.received_us),
+                },
                 queue_us: part(time.received_us, time.started_us),
                 compute_us: part(time.started_us, time.finished_us),
                 serialize_us: part(time.finished_us, time.sent_us),
                 bytes_in: time.bytes_in,
             });
         }
-        self.share_links(trail, offsets_us, arrived_us, left_us);
+        self.share_links(trail, offsets_us, arrival.arriving_us, left_us);
         self.unexplained_us = signed(self.lap_us) - signed(self.parts_us());
     }
 
@@ -74,7 +90,7 @@ impl LapTimes {
         &mut self,
         trail: &[StageTime],
         offsets_us: &[Option<i64>],
-        arrived_us: u64,
+        arriving_us: u64,
         left_us: u64,
     ) {
         self.return_us = 0;
@@ -91,11 +107,11 @@ impl LapTimes {
         };
         let estimate = |hop: usize| {
             let sent = local(hop - 1, trail.get(hop - 1)?.sent_us)?;
-            let received = match trail.get(hop) {
-                Some(time) => local(hop, time.received_us)?,
-                None => signed(arrived_us),
+            let arriving = match trail.get(hop) {
+                Some(time) => local(hop, time.arriving_us)?,
+                None => signed(arriving_us),
             };
-            Some(received.saturating_sub(sent).max(0).unsigned_abs())
+            Some(arriving.saturating_sub(sent).max(0).unsigned_abs())
         };
         let estimates: Option<Vec<u64>> = (1..=hops).map(estimate).collect();
         self.hops_measured = estimates.is_some();
@@ -119,7 +135,7 @@ impl LapTimes {
     /// The sum of all parts.
     pub fn parts_us(&self) -> u64 {
         let stage = |stage: &StageLap| {
-            [stage.wire_us, stage.queue_us, stage.compute_us, stage.serialize_us]
+            [stage.wire_us, stage.receive_us, stage.queue_us, stage.compute_us, stage.serialize_us]
                 .into_iter()
                 .fold(0u64, u64::saturating_add)
         };
@@ -139,8 +155,12 @@ fn signed(us: u64) -> i64 {
 /// Percentiles of one stage over many laps.
 #[derive(Clone, Debug, Default)]
 pub struct StageTelemetry {
-    /// The hop to the stage.
+    /// The hop to the stage, up to the first bytes.
     pub wire_us: Percentiles,
+    /// The rest of the frame, and decryption.
+    pub receive_us: Percentiles,
+    /// The whole hop: both of the above.
+    pub hop_us: Percentiles,
     /// Waiting for the compute thread.
     pub queue_us: Percentiles,
     /// The forward.
@@ -170,8 +190,10 @@ pub struct Telemetry {
 /// The parts of a stage in a typical lap, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TypicalStage {
-    /// The hop to the stage.
+    /// The hop to the stage, up to the first bytes.
     pub wire_us: f64,
+    /// The rest of the frame, and decryption.
+    pub receive_us: f64,
     /// Waiting for the compute thread.
     pub queue_us: f64,
     /// The forward.
@@ -206,6 +228,7 @@ impl Telemetry {
             typical.return_us += lap.return_us as f64 * share;
             for (mean, stage) in typical.stages.iter_mut().zip(&lap.stages) {
                 mean.wire_us += stage.wire_us as f64 * share;
+                mean.receive_us += stage.receive_us as f64 * share;
                 mean.queue_us += stage.queue_us as f64 * share;
                 mean.compute_us += stage.compute_us as f64 * share;
                 mean.serialize_us += stage.serialize_us as f64 * share;
@@ -232,6 +255,8 @@ impl Telemetry {
         self.return_us.add(lap.return_us);
         for (total, stage) in self.stages.iter_mut().zip(&lap.stages) {
             total.wire_us.add(stage.wire_us);
+            total.receive_us.add(stage.receive_us);
+            total.hop_us.add(stage.wire_us.saturating_add(stage.receive_us));
             total.queue_us.add(stage.queue_us);
             total.compute_us.add(stage.compute_us);
             total.serialize_us.add(stage.serialize_us);
@@ -248,9 +273,16 @@ mod tests {
 
     fn any_time() -> impl Strategy<Value = StageTime> {
         let value = || prop_oneof![0u64..1000, 0..=1u64 << 53, any::<u64>()];
-        (value(), value(), value(), value()).prop_map(|(received_us, started_us, finished_us, sent_us)| {
-            StageTime { received_us, started_us, finished_us, sent_us, bytes_in: 1 }
-        })
+        (value(), value(), value(), value(), value()).prop_map(
+            |(arriving_us, received_us, started_us, finished_us, sent_us)| StageTime {
+                arriving_us,
+                received_us,
+                started_us,
+                finished_us,
+                sent_us,
+                bytes_in: 1,
+            },
+        )
     }
 
     proptest! {
@@ -258,10 +290,11 @@ mod tests {
         fn any_trail_sums_up(
             trail in vec(any_time(), 0..6),
             offsets in vec(any::<Option<i64>>(), 0..6),
-            arrived in any::<u64>(),
+            arriving_us in any::<u64>(),
+            received_us in any::<u64>(),
         ) {
             let mut lap = LapTimes::default();
-            lap.read(&trail, &offsets, arrived);
+            lap.read(&trail, &offsets, Arrival { arriving_us, received_us });
             prop_assert!(lap.parts_us() <= lap.lap_us);
             prop_assert_eq!(lap.stages.len(), trail.len());
             Telemetry::default().add(&lap);
@@ -270,23 +303,25 @@ mod tests {
         /// An honest lap, clocks with any skew, offsets known exactly: every part is found.
         #[test]
         fn an_honest_lap_is_taken_apart_exactly(
-            parts in vec([0u64..500, 0u64..500, 1u64..9000, 0u64..500], 2..6),
+            parts in vec([0u64..500, 0u64..500, 0u64..500, 1u64..9000, 0u64..500], 2..6),
             skews in vec(-1_000_000i64..1_000_000, 6),
             back in 0u64..500,
+            last in 0u64..500,
         ) {
             let mut now = 10_000_000u64;
             let mut trail = Vec::new();
             let mut wanted = Vec::new();
             let mut offsets = vec![None];
-            for (stage, &[wire, queue, compute, serialize]) in parts.iter().enumerate() {
-                let wire = if stage == 0 { 0 } else { wire };
+            for (stage, &[wire, receive, queue, compute, serialize]) in parts.iter().enumerate() {
+                let (wire, receive) = if stage == 0 { (0, 0) } else { (wire, receive) };
                 let skew = if stage == 0 { 0 } else { skews[stage] };
                 if stage > 0 {
                     offsets.push(Some(skew));
                 }
                 let at = |us: u64| us.checked_add_signed(skew).unwrap();
-                let received = now + wire;
+                let received = now + wire + receive;
                 trail.push(StageTime {
+                    arriving_us: at(now + wire),
                     received_us: at(received),
                     started_us: at(received + queue),
                     finished_us: at(received + queue + compute),
@@ -294,17 +329,21 @@ mod tests {
                     bytes_in: 3,
                 });
                 now = received + queue + compute + serialize;
-                wanted.push(StageLap { wire_us: wire, queue_us: queue, compute_us: compute, serialize_us: serialize, bytes_in: 3 });
+                // The coordinator receives the answer.
+                let receive_us = if stage == 0 { last } else { receive };
+                let (wire_us, queue_us, compute_us, serialize_us) = (wire, queue, compute, serialize);
+                wanted.push(StageLap { wire_us, receive_us, queue_us, compute_us, serialize_us, bytes_in: 3 });
             }
             let mut lap = LapTimes::default();
-            lap.read(&trail, &offsets, now + back);
-            prop_assert_eq!(lap.lap_us, now + back - 10_000_000);
+            let arrival = Arrival { arriving_us: now + back, received_us: now + back + last };
+            lap.read(&trail, &offsets, arrival);
+            prop_assert_eq!(lap.lap_us, now + back + last - 10_000_000);
             prop_assert_eq!(lap.return_us, back);
             prop_assert_eq!(&lap.stages, &wanted);
             prop_assert_eq!(lap.unexplained_us, 0);
             prop_assert!(lap.hops_measured);
             // Unknown offsets: still the whole lap, shared equally.
-            lap.read(&trail, &[], now + back);
+            lap.read(&trail, &[], arrival);
             prop_assert_eq!(lap.unexplained_us, 0);
             prop_assert!(!lap.hops_measured);
         }
@@ -345,6 +384,7 @@ mod tests {
     #[test]
     fn a_small_clock_error_moves_time_between_hops_only() {
         let time = |received_us, started_us, finished_us, sent_us| StageTime {
+            arriving_us: received_us,
             received_us,
             started_us,
             finished_us,
@@ -354,7 +394,7 @@ mod tests {
         // The hop took 10 us, the way back 10 us; the offset is 30 us wrong.
         let trail = [time(1000, 1000, 2000, 2000), time(2010, 2020, 3020, 3030)];
         let mut lap = LapTimes::default();
-        lap.read(&trail, &[None, Some(30)], 3040);
+        lap.read(&trail, &[None, Some(30)], Arrival { arriving_us: 3040, received_us: 3040 });
         assert_eq!(lap.lap_us, 2040);
         assert_eq!(lap.unexplained_us, 0);
         assert_eq!(lap.stages[1].wire_us + lap.return_us, 20);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blame::Blame;
 use crate::closing::CloseCode;
-use crate::control_check::{CONTROL_BYTES_MAX, KINDS, REASON_CHARS_MAX};
+use crate::control_check::{CONTROL_BYTES_MAX, CONTROL_KINDS, REASON_CHARS_MAX};
 use crate::examine::{Examine, Examined};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
@@ -405,7 +405,7 @@ impl Control {
             return Err(ControlError::TooLong { bytes: bytes.len() });
         }
         let Kind { kind } = serde_json::from_slice(bytes).map_err(ControlError::Malformed)?;
-        if !KINDS.contains(&kind.as_ref()) {
+        if !CONTROL_KINDS.contains(&kind.as_ref()) {
             return Err(ControlError::UnknownKind { kind: kind.chars().take(64).collect() });
         }
         let message: Self = serde_json::from_slice(bytes).map_err(ControlError::Malformed)?;

@@ -27,7 +27,7 @@ const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
 /// The names of all kinds, so that an unknown one is told apart from a malformed one.
-pub(crate) const KINDS: [&str; 19] = [
+pub const CONTROL_KINDS: [&str; 19] = [
     "hello",
     "welcome",
     "prepare",

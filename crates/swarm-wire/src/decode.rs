@@ -362,8 +362,9 @@ fn read_segment(bytes: &[u8; SEGMENT_BYTES]) -> SegmentHead {
 
 fn read_stage_time(bytes: &[u8; STAGE_TIME_BYTES]) -> StageTime {
     let mut values = bytes.as_chunks::<8>().0.iter().map(|value| u64::from_le_bytes(*value));
-    let mut next = || values.next().unwrap_or_default(); // forty bytes are five values
+    let mut next = || values.next().unwrap_or_default(); // 48 bytes are six values
     StageTime {
+        arriving_us: next(),
         received_us: next(),
         started_us: next(),
         finished_us: next(),

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! hidden    1, 0, segments u16, epoch | lap u64 | stages u16, 0 u16, width u32
-//!           | stages   x (received, started, finished, sent, bytes_in: u64)
+//!           | stages   x (arriving, received, started, finished, sent, bytes_in: u64)
 //!           | segments x (session u64, position u32, tokens u16, flags u16: bit 0 sample)
 //!           | tokens x width x f32
 //! open      2, flags: bit 0 logits_hash, 0 u16, epoch | session u64
@@ -35,7 +35,7 @@ pub const FAILED_TEXT_BYTES_MAX: usize = 1024;
 /// Largest time and byte count a peer may state; 285 years, so that differences never overflow.
 pub const TIME_US_MAX: u64 = 1 << 53;
 
-pub(crate) const STAGE_TIME_BYTES: usize = 40;
+pub(crate) const STAGE_TIME_BYTES: usize = 48;
 pub(crate) const SEGMENT_BYTES: usize = 16;
 pub(crate) const TOKEN_OUT_BYTES_MAX: usize = 49;
 pub(crate) const OPEN_HEAD_BYTES: usize = 48;
@@ -130,7 +130,9 @@ pub struct SegmentHead {
 /// What one stage did for a frame, in microseconds of that node's own monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct StageTime {
-    /// The last byte of the frame was here. (Stage 0: the coordinator decided on the step.)
+    /// The first bytes of the frame were here. (Stage 0: as `received_us`.)
+    pub arriving_us: u64,
+    /// All of the frame was here, decrypted. (Stage 0: the coordinator decided on the step.)
     pub received_us: u64,
     /// The forward began.
     pub started_us: u64,
@@ -384,7 +386,8 @@ fn put_lap(out: &mut Vec<u8>, lap: u64, stages: u16, width: u32) {
 
 fn put_trail(out: &mut Vec<u8>, trail: &[StageTime]) -> Result<(), DecodeError> {
     for time in trail {
-        for value in [time.received_us, time.started_us, time.finished_us, time.sent_us, time.bytes_in] {
+        let StageTime { arriving_us, received_us, started_us, finished_us, sent_us, bytes_in } = *time;
+        for value in [arriving_us, received_us, started_us, finished_us, sent_us, bytes_in] {
             within("stage time", value, TIME_US_MAX)?;
             out.extend_from_slice(&value.to_le_bytes());
         }

@@ -36,8 +36,8 @@ pub use control::{
     Prepare, Ready, Refused, Role, Stats,
 };
 pub use control_check::{
-    ADDRESSES_MAX, CONTROL_BYTES_MAX, MODEL_CHARS_MAX, MODELS_MAX, NAME_CHARS_MAX, REASON_CHARS_MAX,
-    TAG_CHARS_MAX,
+    ADDRESSES_MAX, CONTROL_BYTES_MAX, CONTROL_KINDS, MODEL_CHARS_MAX, MODELS_MAX, NAME_CHARS_MAX,
+    REASON_CHARS_MAX, TAG_CHARS_MAX,
 };
 pub use decode::{FailedView, FrameView, HiddenView, OpenView, TokensView, peek};
 pub use error::{DecodeError, EncodeError, RowsError};
@@ -53,6 +53,6 @@ pub use measure::{LayerShape, MatrixShape, Measure, Measured, MeasuredLink, TARG
 pub use sampling::{Sampling, SamplingError};
 
 /// Two nodes with another major number cannot talk; both versions are named in the refusal.
-pub const PROTOCOL_MAJOR: u32 = 1;
+pub const PROTOCOL_MAJOR: u32 = 2;
 /// A higher minor number only adds control messages or fields that an older build may ignore.
 pub const PROTOCOL_MINOR: u32 = 0;

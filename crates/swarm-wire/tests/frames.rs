@@ -83,8 +83,9 @@ fn head() -> impl Strategy<Value = FrameHead> {
 
 fn trail() -> impl Strategy<Value = Vec<StageTime>> {
     let value = || 0..=TIME_US_MAX;
-    let entry = (value(), value(), value(), value(), value()).prop_map(
-        |(received_us, started_us, finished_us, sent_us, bytes_in)| StageTime {
+    let entry = (value(), value(), value(), value(), value(), value()).prop_map(
+        |(arriving_us, received_us, started_us, finished_us, sent_us, bytes_in)| StageTime {
+            arriving_us,
             received_us,
             started_us,
             finished_us,
@@ -408,7 +409,8 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn the_bytes_are_the_documented_ones() {
     let head = FrameHead { epoch: Epoch(2), lap: 5 };
-    let time = StageTime { received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
+    let time =
+        StageTime { arriving_us: 6, received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
     let segment = SegmentHead { session: SessionId(9), position: Position(3), tokens: 1, sample: true };
     let hidden = Owned::Hidden(head, vec![segment], vec![time], vec![1.0, 2.0, -0.5]);
     let trail = "01000000000000000200000000000000030000000000000004000000000000000500000000000000";

@@ -1,8 +1,9 @@
 //! Frames and control messages: total, and one meaning has one encoding.
 
 use swarm_wire::{
-    Blame, Control, DataHello, DataKind, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, Limits, NodeId,
-    Open, Position, Sampling, SegmentHead, SessionId, StageTime, TokenOut, Tokens, patch_sent_us, peek,
+    Ack, Blame, CONTROL_KINDS, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Failed, Frame,
+    FrameHead, FrameView, Hidden, Limits, NodeId, Open, Position, Receipt, Sampling, SegmentHead, SessionId,
+    StageTime, TokenOut, Tokens, patch_sent_us, peek,
 };
 
 use super::{Shape, Target, chain, outcome};
@@ -19,36 +20,41 @@ pub const FRAMES: Target = Target {
 pub const CONTROL: Target = Target {
     name: "control",
     shape: Shape::Json,
-    words: &[
-        "kind",
-        "hello",
-        "welcome",
-        "prepare",
-        "loading",
-        "ready",
-        "start",
-        "started",
-        "refused",
-        "ping",
-        "pong",
-        "stats_request",
-        "stats",
-        "release",
-        "bye",
-        "node_id",
-        "layers",
-        "limits",
-        "next",
-        "addresses",
-        "epoch",
-        "read_gb_s",
-        "models",
-        "NaN",
-        "1e999",
-    ],
+    words: &CONTROL_WORDS,
     seeds: control_seeds,
     run: control,
     runs: 60_000,
+};
+
+/// Names of fields, and texts that are no numbers.
+const FIELDS: [&str; 17] = [
+    "kind",
+    "node_id",
+    "layers",
+    "limits",
+    "next",
+    "addresses",
+    "epoch",
+    "read_gb_s",
+    "models",
+    "code",
+    "towards",
+    "shape",
+    "targets",
+    "links",
+    "bytes_per_s",
+    "NaN",
+    "1e999",
+];
+
+const CONTROL_WORDS: [&str; FIELDS.len() + CONTROL_KINDS.len()] = {
+    let mut words = [""; FIELDS.len() + CONTROL_KINDS.len()];
+    let mut at = 0;
+    while at < words.len() {
+        words[at] = if at < FIELDS.len() { FIELDS[at] } else { CONTROL_KINDS[at - FIELDS.len()] };
+        at += 1;
+    }
+    words
 };
 
 pub const LIMITS: Limits =
@@ -57,7 +63,8 @@ pub const LIMITS: Limits =
 fn frame_seeds() -> Vec<Vec<u8>> {
     let (epoch, session) = (Epoch(5), SessionId(9));
     let head = FrameHead { epoch, lap: 77 };
-    let time = StageTime { received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
+    let time =
+        StageTime { arriving_us: 1, received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
     let segment = |session, position, tokens, sample| SegmentHead {
         session: SessionId(session),
         position: Position(position),
@@ -90,12 +97,21 @@ fn frame_seeds() -> Vec<Vec<u8>> {
         out
     });
     let hello = DataHello { epoch, kind: DataKind::Tokens, from };
-    encoded.chain([hello.encode().to_vec()]).collect()
+    let receipts = [
+        Ack { epoch, lap: 77 }.encode().to_vec(),
+        Closing { epoch, code: CloseCode::Order }.encode().to_vec(),
+    ];
+    encoded.chain([hello.encode().to_vec()]).chain(receipts).collect()
 }
 
 fn frame(bytes: &[u8]) -> u64 {
     if let Ok(hello) = DataHello::decode(bytes) {
         assert_eq!(hello.encode(), bytes, "a greeting has two encodings");
+    }
+    match Receipt::decode(bytes) {
+        Ok(Receipt::Ack(ack)) => assert_eq!(ack.encode(), bytes, "a receipt has two encodings"),
+        Ok(Receipt::Closing(closing)) => assert_eq!(closing.encode(), bytes, "a closing has two encodings"),
+        Err(_) => {}
     }
     let peeked = peek(bytes);
     let mut patched = bytes.to_vec();
@@ -169,11 +185,20 @@ fn control_seeds() -> Vec<Vec<u8>> {
         r#"{"kind":"start","epoch":3}"#.to_owned(),
         r#"{"kind":"started","epoch":3}"#.to_owned(),
         r#"{"kind":"refused","blame":"link","reason":"busy"}"#.to_owned(),
+        format!(r#"{{"kind":"refused","blame":"peer","reason":"","epoch":3,"code":"order","towards":"{id}"}}"#),
         r#"{"kind":"ping","id":1,"sent_us":2}"#.to_owned(),
         r#"{"kind":"pong","id":1,"sent_us":2,"node_us":3}"#.to_owned(),
         r#"{"kind":"stats_request","id":1}"#.to_owned(),
         r#"{"kind":"stats","id":1,"epoch":3,"sessions":1,"frames":2,"tokens":3,"frames_stale":0,"bytes_in":4,"bytes_out":5,"weight_bytes":7,"kv_bytes":6,"queue_us_p50":1,"queue_us_p99":2,"compute_us_p50":3,"compute_us_p99":4}"#.to_owned(),
         r#"{"kind":"release","reason":"done"}"#.to_owned(),
+        format!(
+            r#"{{"kind":"measure","id":1,"shape":{{"layer":[{0},{0},{0},{0},{0},{0},{0}],"head":{0},"layers":4}},"threads":2,"targets":[{next}]}}"#,
+            r#"{"dtype":"Q4_1","rows":64,"cols":32}"#
+        ),
+        format!(
+            r#"{{"kind":"measured","id":1,"layer_ns":500,"row_ns":90,"head_ns":700,"layers":true,"links":[{{"node_id":"{id}","round_trip_ns":80000,"bytes_per_s":90000000}},{{"node_id":"{id}"}}]}}"#
+        ),
+        r#"{"kind":"probe"}"#.to_owned(),
         r#"{"kind":"bye"}"#.to_owned(),
         r#"{"kind":"examine","id":1,"reach":4747,"hear":"00ff","padding_bytes":9}"#.to_owned(),
         format!(r#"{{"kind":"examined","id":1,"hello":{{{hello}}},"reaches":true,"hears":false,"padding":"000"}}"#),
@@ -200,7 +225,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn seeds_are_sound() {
+    fn seeds_are_sound_and_of_every_kind() {
+        let seeds: Vec<String> =
+            control_seeds().into_iter().map(|seed| String::from_utf8(seed).unwrap()).collect();
+        for kind in CONTROL_KINDS {
+            let named = format!("{{\"kind\":\"{kind}\"");
+            assert!(seeds.iter().any(|seed| seed.starts_with(&named)), "{kind}");
+        }
         for seed in control_seeds() {
             Control::decode(&seed)
                 .unwrap_or_else(|error| panic!("{}: {}", seed.escape_ascii(), chain(&error)));

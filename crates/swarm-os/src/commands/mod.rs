@@ -14,5 +14,6 @@ pub mod pull;
 pub mod run;
 pub mod secret;
 pub mod status;
+pub mod top;
 pub mod verify;
 pub mod worker;

@@ -7,6 +7,9 @@ use crate::failure::Failure;
 use crate::live;
 use crate::present::text;
 
+/// Columns of [`rows`] that are right-aligned.
+pub const RIGHT: &[usize] = &[2, 3, 4, 5, 6, 7, 8];
+
 pub fn status(args: &StatusArgs) -> Result<(), Failure> {
     let processes = live::look()?;
     if args.json {
@@ -23,7 +26,7 @@ pub fn status(args: &StatusArgs) -> Result<(), Failure> {
 
 /// One process for people.
 pub fn words(process: &Value) -> String {
-    let table = text::table(&rows(process), &[2, 3, 4, 5, 6, 7]);
+    let table = text::table(&rows(process), RIGHT);
     if table.is_empty() { headline(process) } else { format!("{}\n{table}", headline(process)) }
 }
 
@@ -33,7 +36,11 @@ pub fn headline(process: &Value) -> String {
     if process["role"] == "worker" {
         let name = line(&process["name"]);
         let what = match &process["stage"] {
-            Value::Null => format!("waits, offers {}", bytes(&process["memory_bytes"])),
+            Value::Null => {
+                let kept = process["kept_bytes"].as_u64().filter(|&kept| kept > 0);
+                let kept = kept.map(|kept| format!(", keeps {} of weights", text::bytes(kept)));
+                format!("waits, offers {}{}", bytes(&process["memory_bytes"]), kept.unwrap_or_default())
+            }
             stage => format!(
                 "serves layers {}, {} sessions, {} rows in {} frames, {} of KV rows",
                 layers(stage),
@@ -75,7 +82,7 @@ fn refused(process: &Value) -> String {
 /// The nodes of a coordinator's ring, with a heading; nothing for a worker.
 pub fn rows(process: &Value) -> Vec<Vec<String>> {
     let Some(nodes) = process["nodes"].as_array() else { return Vec::new() };
-    let heading = ["node", "state", "layers", "memory", "KV rows", "compute", "hop", "round trip"];
+    let heading = ["node", "state", "layers", "memory", "KV rows", "compute", "hop", "p99", "round trip"];
     let mut rows = vec![heading.map(String::from).to_vec()];
     for node in nodes {
         rows.push(vec![
@@ -86,6 +93,7 @@ pub fn rows(process: &Value) -> Vec<Vec<String>> {
             bytes(&node["kv_bytes"]),
             number(&node["compute_ms_p50"], 2, " ms"),
             number(&node["hop_ms_p50"], 2, " ms"),
+            number(&node["hop_ms_p99"], 2, " ms"),
             number(&node["round_trip_ms"], 2, " ms"),
         ]);
     }

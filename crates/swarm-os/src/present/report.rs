@@ -50,8 +50,10 @@ pub struct Waterfall {
 #[derive(Debug, Serialize)]
 pub struct WaterfallNode {
     pub name: String,
-    /// From the write of the node before to the whole frame being here.
+    /// From the write of the node before to the first bytes of the frame being here.
     pub wire_ms: f64,
+    /// Until all of it is here, decrypted. On the first node that is the answer of the lap.
+    pub receive_ms: f64,
     /// Until the forward begins.
     pub queue_ms: f64,
     pub compute_ms: f64,
@@ -66,6 +68,8 @@ pub struct NodeTimes {
     pub layers: [usize; 2],
     pub bytes_loaded: u64,
     pub weight_bytes_per_token: u64,
+    /// From the first bytes of a frame to all of it being here; on the first node, of the answer.
+    pub receive_ms_p50: Option<f64>,
     /// From the last byte's arrival to the start of the forward.
     pub queue_ms_p50: Option<f64>,
     pub compute_ms_p50: Option<f64>,
@@ -121,6 +125,7 @@ fn node_times(nodes: &[NodeReport], decode: &Telemetry) -> Vec<NodeTimes> {
             layers: [node.layers.start, node.layers.end],
             bytes_loaded: node.bytes_loaded,
             weight_bytes_per_token: node.weight_bytes_per_token,
+            receive_ms_p50: stage.and_then(|stage| ms(stage.receive_us.p50())),
             queue_ms_p50: stage.and_then(|stage| ms(stage.queue_us.p50())),
             compute_ms_p50: stage.and_then(|stage| ms(stage.compute_us.p50())),
             serialize_ms_p50: stage.and_then(|stage| ms(stage.serialize_us.p50())),
@@ -134,13 +139,16 @@ fn waterfall(nodes: &[NodeReport], outcome: &Outcome) -> Option<Waterfall> {
     let part = |(node, stage): (&NodeReport, &swarm_ring::TypicalStage)| WaterfallNode {
         name: node.name.clone(),
         wire_ms: stage.wire_us / 1e3,
+        receive_ms: stage.receive_us / 1e3,
         queue_ms: stage.queue_us / 1e3,
         compute_ms: stage.compute_us / 1e3,
         serialize_ms: stage.serialize_us / 1e3,
     };
     let nodes: Vec<WaterfallNode> = nodes.iter().zip(&lap.stages).map(part).collect();
     let return_ms = lap.return_us / 1e3;
-    let own = |node: &WaterfallNode| node.wire_ms + node.queue_ms + node.compute_ms + node.serialize_ms;
+    let own = |node: &WaterfallNode| {
+        node.wire_ms + node.receive_ms + node.queue_ms + node.compute_ms + node.serialize_ms
+    };
     let sum_ms = nodes.iter().map(own).sum::<f64>() + return_ms;
     Some(Waterfall { nodes, return_ms, sum_ms, wall_ms: outcome.token_us.middle_mean()? / 1e3 })
 }
@@ -159,7 +167,7 @@ pub fn hops(nodes: &[NodeReport], outcome: &Outcome) -> Vec<Hop> {
             let stage = decode.stages.get(to);
             let (bytes, times) = match to {
                 0 => (Some(telemetry.return_bytes), Some(&decode.return_us)),
-                _ => (stage.map(|stage| stage.bytes_in), stage.map(|stage| &stage.wire_us)),
+                _ => (stage.map(|stage| stage.bytes_in), stage.map(|stage| &stage.hop_us)),
             };
             let times = times.filter(|_| telemetry.hops_measured);
             Hop {

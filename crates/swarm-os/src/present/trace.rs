@@ -72,7 +72,8 @@ fn slices(lap: &LapTrace) -> Vec<Value> {
         };
         let here = |us: u64| signed(us).saturating_sub(offset);
         if let Some(left) = left {
-            slices.push(slice(node, "wire", left, here(time.received_us)));
+            slices.push(slice(node, "wire", left, here(time.arriving_us)));
+            slices.push(slice(node, "receive", here(time.arriving_us), here(time.received_us)));
         }
         slices.push(slice(node, "queue", here(time.received_us), here(time.started_us)));
         slices.push(slice(node, "compute", here(time.started_us), here(time.finished_us)));
@@ -80,7 +81,9 @@ fn slices(lap: &LapTrace) -> Vec<Value> {
         left = Some(here(time.sent_us));
     }
     if let Some(left) = left.filter(|_| lap.trail.len() > 1) {
-        slices.push(slice(0, "wire", left, signed(lap.arrived_us)));
+        let (arriving, received) = (signed(lap.arrival.arriving_us), signed(lap.arrival.received_us));
+        slices.push(slice(0, "wire", left, arriving));
+        slices.push(slice(0, "receive", arriving, received));
     }
     slices
 }
@@ -92,6 +95,7 @@ mod tests {
     #[test]
     fn slices_stand_on_the_coordinators_clock() {
         let time = |at: u64| swarm_wire::StageTime {
+            arriving_us: at - 3,
             received_us: at,
             started_us: at + 1,
             finished_us: at + 11,
@@ -99,19 +103,21 @@ mod tests {
             bytes_in: 0,
         };
         let trail = vec![time(100), time(1120)];
-        let lap =
-            LapTrace { lap: 3, prefill: false, trail, offsets_us: vec![None, Some(1000)], arrived_us: 140 };
+        let arrival = swarm_node::Arrival { arriving_us: 138, received_us: 140 };
+        let lap = LapTrace { lap: 3, prefill: false, trail, offsets_us: vec![None, Some(1000)], arrival };
         let seen: Vec<_> =
             slices(&lap).iter().map(|s| (s["pid"].clone(), s["ts"].clone(), s["dur"].clone())).collect();
         let want = [
             (0, 100, 1),
             (0, 101, 10),
             (0, 111, 1),
-            (1, 112, 8),
+            (1, 112, 5),
+            (1, 117, 3),
             (1, 120, 1),
             (1, 121, 10),
             (1, 131, 1),
-            (0, 132, 8),
+            (0, 132, 6),
+            (0, 138, 2),
         ];
         assert_eq!(seen, want.map(|(pid, ts, dur)| (json!(pid), json!(ts), json!(dur))));
         let unknown = LapTrace { offsets_us: vec![None, None], ..lap };

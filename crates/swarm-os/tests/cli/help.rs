@@ -16,7 +16,7 @@ fn help_of_the_whole() {
 #[test]
 fn help_of_every_command() {
     let commands = ["worker", "chat", "run", "plan", "verify", "demo", "bench", "perplexity", "status"];
-    let more = ["models", "pull", "prune", "pair", "doctor", "peers", "forget", "secret"];
+    let more = ["top", "models", "pull", "prune", "pair", "doctor", "peers", "forget", "secret"];
     for command in commands.into_iter().chain(more) {
         insta::assert_snapshot!(command, help(&[command, "--help"]));
     }

@@ -55,6 +55,11 @@ fn status_shows_a_ring_while_it_answers_and_nothing_afterwards() {
 }
 
 #[test]
+fn top_without_a_terminal_says_what_to_do() {
+    Bench::new().refused(&["top"], 2, &["needs a terminal", "swarm-os status"]);
+}
+
+#[test]
 fn a_trace_holds_every_lap_of_every_node() {
     let bench = Bench::new();
     let toy = bench.toy();

@@ -87,7 +87,7 @@ fn run_json_keeps_its_contract() {
     let parts = waterfall["nodes"].as_array().unwrap();
     assert_eq!(parts.len(), 2);
     let ms = |value: &serde_json::Value| value.as_f64().unwrap();
-    let names = ["wire_ms", "queue_ms", "compute_ms", "serialize_ms"];
+    let names = ["wire_ms", "receive_ms", "queue_ms", "compute_ms", "serialize_ms"];
     let of_nodes: f64 = parts.iter().flat_map(|node| names.map(|name| ms(&node[name]))).sum();
     assert!((of_nodes + ms(&waterfall["return_ms"]) - ms(&waterfall["sum_ms"])).abs() < 1e-6, "{waterfall}");
     let hops = report["hops"].as_array().unwrap();
@@ -97,6 +97,8 @@ fn run_json_keeps_its_contract() {
         assert!(hop["bytes_per_token"].as_f64().unwrap() > 32.0);
         assert!(hop["ms_p50"].as_f64().unwrap() <= hop["ms_p99"].as_f64().unwrap());
     }
+    // A frame of some hundred bytes is not here before its first byte.
+    assert!(parts.iter().all(|node| ms(&node["receive_ms"]) > 0.0), "{waterfall}");
     // A row of 64 numbers, and heads and times around it.
     assert!(hops[0]["bytes_per_token"].as_f64().unwrap() > 256.0);
 }
