@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn ordinary_limits_pass_and_the_largest_frame_is_the_rows() {
         GOOD.validate().unwrap();
-        assert_eq!(GOOD.frame_bytes_max(), Ok(24 + 16 * 40 + 64 * 16 + 512 * 4096 * 4));
+        assert_eq!(GOOD.frame_bytes_max(), Ok(24 + 16 * 48 + 64 * 16 + 512 * 4096 * 4));
     }
 
     #[test]

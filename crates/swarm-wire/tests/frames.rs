@@ -413,7 +413,10 @@ fn the_bytes_are_the_documented_ones() {
         StageTime { arriving_us: 6, received_us: 1, started_us: 2, finished_us: 3, sent_us: 4, bytes_in: 5 };
     let segment = SegmentHead { session: SessionId(9), position: Position(3), tokens: 1, sample: true };
     let hidden = Owned::Hidden(head, vec![segment], vec![time], vec![1.0, 2.0, -0.5]);
-    let trail = "01000000000000000200000000000000030000000000000004000000000000000500000000000000";
+    let trail = concat!(
+        "0600000000000000",
+        "01000000000000000200000000000000030000000000000004000000000000000500000000000000"
+    );
     assert_eq!(
         hex(&hidden.bytes()),
         [

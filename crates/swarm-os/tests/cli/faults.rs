@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::{Proc, demo_model};
 
 use crate::common::{Bench, SOON, event};
@@ -34,7 +35,10 @@ fn lost(mut run: Proc, node: &str) {
     let stderr = run.stderr();
     assert_eq!(status.code(), Some(3), "{stderr}");
     let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
-    assert!(error.contains("the ring was lost") && error.contains(node), "{stderr}");
+    assert!(
+        error.contains("the ring was lost") && error.contains(node) && error.contains("layers "),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -84,6 +88,66 @@ fn a_coordinator_that_is_killed_leaves_a_worker_that_serves_the_next() {
     assert_eq!(answer["completion_tokens"], 4);
     let step: Value = event(&worker.expect(SOON, "\"tokens_predicted\"").unwrap());
     assert!(step["bytes_in"].as_u64().unwrap() > 0 && step["compute_ms"].as_f64().unwrap() > 0.0, "{step}");
+}
+
+/// What `status` says of the worker.
+fn worker_status(bench: &Bench) -> Value {
+    let status = bench.json(&["status", "--json"]);
+    let processes = status["processes"].as_array().unwrap();
+    processes.iter().find(|process| process["role"] == "worker").unwrap().clone()
+}
+
+#[test]
+fn a_coordinator_that_vanishes_without_a_word_leaves_nothing_behind() {
+    let bench = Bench::new();
+    let (mut worker, address) = bench.worker("there", &model());
+    let relay = Relay::to(&address, Settings::default()).unwrap();
+    let mut run = long_answer(&bench, &[&relay.address().to_string()]);
+    worker.expect(SOON, "\"step\"").unwrap();
+    let busy = worker_status(&bench);
+    assert!(busy["stage"]["kv_bytes"].as_u64().unwrap() > 0, "{busy}");
+    // Its power fails: no link is closed.
+    relay.command("cut both").unwrap();
+    run.kill();
+    let since = Instant::now();
+    worker.expect(Duration::from_secs(10), "\"left\"").unwrap();
+    swarm_testkit::wait_for(Duration::from_secs(10) - since.elapsed(), "everything to be freed", || {
+        let idle = worker_status(&bench);
+        idle["stage"].is_null() && idle["kept_bytes"] == 0 && idle["coordinators"] == 0
+    })
+    .unwrap();
+    let next = long_answer(&bench, &[&address]);
+    worker.expect(SOON, "\"step\"").unwrap();
+    drop(next);
+}
+
+#[test]
+fn a_worker_that_reboots_in_the_middle_of_an_answer_is_used_again() {
+    let bench = Bench::new();
+    let (mut worker, address) = bench.worker("b-there", &model());
+    let relay = Relay::to(&address, Settings::default()).unwrap();
+    let mut chat = console(&bench, &[&relay.address().to_string()]);
+    chat.say("What is the capital of France?").unwrap();
+    worker.expect(SOON, "\"step\"").unwrap();
+    // Gone without a word, and back at the same address before it is missed: it knows nothing of the ring.
+    relay.command("cut both").unwrap();
+    worker.kill();
+    let port = address.rsplit(':').next().unwrap().parse().unwrap();
+    let (mut again, _) = bench.worker_at("b-there", &model(), port);
+    relay.command("heal").unwrap();
+    let since = Instant::now();
+    let told = chat.expect(NOTICED, "the ring was lost").unwrap();
+    assert!(since.elapsed() < NOTICED);
+    assert!(told.contains("b-there-") && told.contains("layers "), "{told}");
+    ask(&mut chat);
+    again.expect(SOON, "\"joined\"").unwrap();
+    swarm_testkit::wait_for(SOON, "an answer over both", || {
+        ask(&mut chat);
+        again.output().contains("\"step\"")
+    })
+    .unwrap();
+    chat.say("exit").unwrap();
+    assert!(chat.wait(SOON).unwrap().success());
 }
 
 #[test]

@@ -43,7 +43,11 @@ fn ask(bench: &Bench, toy: &Path, far: &[&Far], more: &[&str]) -> Proc {
     addresses.iter().for_each(|address| args.extend(["--peer", address]));
     let workers = far.len().to_string();
     args.extend(["--workers", &workers, "--layers"]);
-    args.push(if far.len() == 1 { "0..2,2..4" } else { "0..1,1..3,3..4" });
+    args.push(match far.len() {
+        1 => "0..2,2..4",
+        2 => "0..1,1..3,3..4",
+        _ => "0..1,1..2,2..3,3..4",
+    });
     args.extend(more);
     bench.start(&args)
 }
@@ -96,7 +100,7 @@ fn broken_by(command: &str) {
     }
     assert_eq!(status.code(), Some(3), "{command}: {stderr}");
     let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
-    assert!(error.contains("far-away"), "{command}: {stderr}");
+    assert!(error.contains("far-away") && error.contains("layers 2..4"), "{command}: {stderr}");
     assert!(took < NOTICED, "{command}: {took:?}");
     // Half a character that was cut off is shown as one that stands for it.
     let said = said.trim_end_matches(['\n', '\u{fffd}']);
@@ -108,6 +112,26 @@ fn broken_by(command: &str) {
     let again = ask(&bench, &toy, &[&far], &few).finish(SOON).unwrap();
     assert!(again.status.success(), "{again:?}");
     assert_eq!(again.stdout, alone(&bench, &toy, &few));
+}
+
+/// The coordinator reaches both workers, and the one does not reach the other.
+#[test]
+fn a_cut_between_two_workers_is_named() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let first = Far::new(&bench, &toy, "b-first", DELAY);
+    let mut middle = Far::new(&bench, &toy, "c-middle", DELAY);
+    let tail = Far::new(&bench, &toy, "d-tail", DELAY);
+    let mut run = ask(&bench, &toy, &[&first, &middle, &tail], &["--max-tokens", "400"]);
+    middle.in_the_middle();
+    // The coordinator's connection to it is older than its neighbour's.
+    middle.relay.command("cut up newest").unwrap();
+    let status = run.wait(NOTICED).unwrap();
+    let stderr = run.stderr();
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    let error = stderr.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+    let parts = ["the link from b-first-", "(layers 1..2) to c-middle-", "(layers 2..3) broke"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{stderr}");
 }
 
 #[test]
