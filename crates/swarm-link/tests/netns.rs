@@ -315,7 +315,17 @@ fn find(wanted: InstanceId) {
         }
     };
     let settings = LinkSettings { idle_timeout: Some(SOON), ..LinkSettings::default() };
-    let mut link = dial(&found.addresses, &identity, &settings, Duration::from_secs(5)).unwrap();
+    // A stranger of the same name may have been heard first: then others of its addresses follow.
+    let mut addresses = found.addresses;
+    let mut link = loop {
+        match dial(&addresses, &identity, &settings, Duration::from_secs(5)) {
+            Ok(link) => break link,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        if let Some(peer) = discovery.peers().into_iter().find(|peer| peer.instance == wanted) {
+            addresses = peer.addresses;
+        }
+    };
     assert_eq!(link.peer.instance, wanted);
     println!("reached it at {}", link.peer.address);
     ask(&mut link, "hello");
