@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -187,6 +187,9 @@ fn open_lock(path: &Path) -> Result<File, StoreError> {
     options.open(path).map_err(|source| StoreError::io("open", path, 0, source))
 }
 
+/// Numbers the files being written, since threads of one process write the same ones.
+static FRESH: AtomicU64 = AtomicU64::new(0);
+
 /// Writes a file so that it is there whole or not at all.
 pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let need = bytes.len() as u64;
@@ -195,7 +198,11 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         fs::create_dir_all(parent).map_err(fail("make the folder of"))?;
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let fresh = path.with_file_name(format!(
+        ".{name}.{}.{}",
+        std::process::id(),
+        FRESH.fetch_add(1, Ordering::Relaxed)
+    ));
     let written = File::create(&fresh).and_then(|mut file| file.write_all(bytes));
     let done = written.and_then(|()| fs::rename(&fresh, path));
     done.map_err(|source| {
