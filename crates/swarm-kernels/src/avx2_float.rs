@@ -262,7 +262,7 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
 /// Asks for the weights that come [`PREFETCH`] bytes after column `k` of each row, once per cache line.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
+pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
     let bytes = if KIND == 0 { 4 } else { 2 };
     if (k * bytes).is_multiple_of(64) {
         for row in rows {

@@ -18,7 +18,8 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows};
-use crate::avx2::{PREFETCH, tree};
+use crate::avx2::tree;
+use crate::avx2_float::ask_ahead;
 use crate::dtype::DType;
 use crate::pack::LANES;
 
@@ -266,19 +267,6 @@ fn join(low: __m256, high: __m256) -> __m512 {
 #[target_feature(enable = "avx512f")]
 fn upper(v: __m512) -> __m256 {
     _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)))
-}
-
-/// Asks for the weights that come [`PREFETCH`] bytes after column `k` of the rows, once per cache line.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
-    let bytes = if KIND == 0 { 4 } else { 2 };
-    if (k * bytes).is_multiple_of(64) {
-        for row in rows {
-            // Never faults, also beyond the end of the weights.
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(k * bytes + PREFETCH / R).cast());
-        }
-    }
 }
 
 /// Sixteen weights from value `k` on, as f32.

@@ -31,10 +31,10 @@ impl MmapSource {
         if len == 0 {
             return Ok(Self { map: None, name });
         }
-        // SAFETY: the mapping is private to this value, read-only, and bytes leave it only by copying,
-        // so no reference into it outlives a call. That nobody shortens the file meanwhile cannot be
-        // proved here; it is the documented condition of choosing this source, and breaking it ends
-        // the process rather than giving wrong bytes.
+        // That nobody shortens the file meanwhile cannot be proved here; it is the documented condition
+        // of choosing this source, and breaking it ends the process rather than giving wrong bytes.
+        // SAFETY: the mapping is read-only and private to this value, and bytes leave it only by
+        // copying, so no reference into it outlives a call.
         let map = unsafe { Mmap::map(&file) };
         let map = map.map_err(|source| SourceError::Open { name: name.clone(), source })?;
         Ok(Self { map: Some(map), name })

@@ -11,7 +11,6 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::{KvPage, Scores};
-use crate::avx2::tree;
 use crate::float::dot_f32;
 
 /// f16 bits to f32, eight at a time.
@@ -40,7 +39,7 @@ pub(super) fn ask_for(page: KvPage<'_>) {
     }
 }
 
-/// [`score`] for all queries of a group.
+/// The dots of the queries of a group with the keys of a tile.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn score_group(q: &[f32], keys: &[f32], scale: f32, scores: Scores<&mut [f32]>) {
     let Scores { values: scores, stride, count } = scores;
@@ -59,7 +58,11 @@ pub(super) fn score_group(q: &[f32], keys: &[f32], scale: f32, scores: Scores<&m
     // What the tiles leave: other dimensions, and the last keys.
     let done = if dim.is_multiple_of(16) { count / 4 * 4 } else { 0 };
     for (h, q) in q.chunks_exact(dim).enumerate() {
-        score(q, &keys[done * dim..], scale, &mut scores[h * stride..][done..count]);
+        for (score, key) in
+            scores[h * stride..][done..count].iter_mut().zip(keys.chunks_exact(dim).skip(done))
+        {
+            *score = dot_f32(q, key) * scale;
+        }
     }
 }
 
@@ -113,60 +116,6 @@ fn score_tiles<const H: usize>(
         }
     }
     H
-}
-
-/// The dots of one query with the keys of a tile, four keys at a time: the 16 partial sums of each in two registers.
-#[target_feature(enable = "avx2,fma,f16c")]
-fn score(q: &[f32], keys: &[f32], scale: f32, scores: &mut [f32]) {
-    let dim = q.len();
-    if !dim.is_multiple_of(16) {
-        for (s, k) in scores.iter_mut().zip(keys.chunks_exact(dim)) {
-            *s = dot_f32(q, k) * scale;
-        }
-        return;
-    }
-    assert_eq!(keys.len(), scores.len() * dim);
-    let (fours, rest) = scores.as_chunks_mut::<4>();
-    let done = fours.len() * 4;
-    for (at, four) in fours.iter_mut().enumerate() {
-        let keys: [&[f32]; 4] = std::array::from_fn(|i| &keys[(4 * at + i) * dim..][..dim]);
-        // SAFETY: four rows of `dim` values each.
-        let sums = unsafe { partial_sums(q, keys) };
-        // Two trees at once: pairs within a key, then pairs of keys side by side.
-        let pair = |a: [__m256; 2], b: [__m256; 2]| {
-            let quads = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(b[0], b[1]));
-            _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads))
-        };
-        let dots = _mm_hadd_ps(pair(sums[0], sums[1]), pair(sums[2], sums[3]));
-        // SAFETY: `four` is four f32.
-        unsafe { _mm_storeu_ps(four.as_mut_ptr(), _mm_mul_ps(dots, _mm_set1_ps(scale))) };
-    }
-    for (i, s) in rest.iter_mut().enumerate() {
-        // SAFETY: one row of `dim` values.
-        let [sums] = unsafe { partial_sums(q, [&keys[(done + i) * dim..][..dim]]) };
-        *s = tree(sums) * scale;
-    }
-}
-
-/// The 16 partial sums of `K` dots with one query.
-///
-/// # Safety
-/// Every key is as long as `q`, a multiple of 16.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn partial_sums<const K: usize>(q: &[f32], keys: [&[f32]; K]) -> [[__m256; 2]; K] {
-    let mut sums = [[_mm256_setzero_ps(); 2]; K];
-    for d in (0..q.len()).step_by(16) {
-        // SAFETY: `d + 16` values are inside `q` and each key.
-        unsafe {
-            let (q0, q1) = (_mm256_loadu_ps(q.as_ptr().add(d)), _mm256_loadu_ps(q.as_ptr().add(d + 8)));
-            for (sums, key) in sums.iter_mut().zip(&keys) {
-                sums[0] = _mm256_fmadd_ps(q0, _mm256_loadu_ps(key.as_ptr().add(d)), sums[0]);
-                sums[1] = _mm256_fmadd_ps(q1, _mm256_loadu_ps(key.as_ptr().add(d + 8)), sums[1]);
-            }
-        }
-    }
-    sums
 }
 
 /// The weighted sums of a tile's values for all queries of a group, added to `out`, `[group, dim]`.
