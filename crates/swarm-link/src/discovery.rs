@@ -41,6 +41,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a doubted peer may take to answer.
 const DOUBT_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
+/// After this computer's addresses changed, it is announced again. The library says a new address once, at the moment
+/// it sees it, and that may be before the system has a route for it.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// Records that the library may keep, a few for each service. It has no limit of its own.
 const RECORDS_MAX: i64 = 20_000;
 /// After a list that was full, discovery begins again; later each time while that does not help.
@@ -252,6 +255,8 @@ struct Life {
     round_ends: Option<Instant>,
     /// When this node's own announcement must have been heard; `None`: heard, or nothing announced.
     echo_by: Option<Instant>,
+    /// When to announce this node again, soonest last.
+    again: Vec<Instant>,
     began: Instant,
     /// Somebody was announced for whom there was no room.
     full: bool,
@@ -339,6 +344,7 @@ impl Supervisor {
             pulse_at: now + PULSE_EVERY,
             round_ends: Some(now + ROUND),
             echo_by: None,
+            again: Vec::new(),
             began: now,
             full: false,
         };
@@ -357,6 +363,13 @@ impl Supervisor {
     }
 
     fn register(&self, life: &mut Life) -> mdns_sd::Result<()> {
+        if self.port.is_some() {
+            life.echo_by = Some(Instant::now() + ECHO_TIMEOUT);
+        }
+        self.announce(life)
+    }
+
+    fn announce(&self, life: &Life) -> mdns_sd::Result<()> {
         let Some(port) = self.port else { return Ok(()) };
         let name = self.own.to_string();
         let txt = [("v", PROTOCOL_VERSION.to_string()), ("id", name.clone())];
@@ -364,9 +377,7 @@ impl Supervisor {
         let addresses = only.map(|address| address.to_string()).unwrap_or_default();
         let service =
             ServiceInfo::new(SERVICE, &name, &format!("{name}.local."), addresses.as_str(), port, &txt[..])?;
-        life.daemon.register(if only.is_some() { service } else { service.enable_addr_auto() })?;
-        life.echo_by = Some(Instant::now() + ECHO_TIMEOUT);
-        Ok(())
+        life.daemon.register(if only.is_some() { service } else { service.enable_addr_auto() })
     }
 
     /// Takes one event of the library; `Some` says why this life must end.
@@ -386,6 +397,10 @@ impl Supervisor {
                 return Some("the mDNS thread ended".into());
             }
             Input::Daemon(DaemonEvent::Error(error)) => tracing::debug!("mDNS: {error}"),
+            Input::Daemon(DaemonEvent::IpAdd(_) | DaemonEvent::IpDel(_)) => {
+                let now = Instant::now();
+                life.again = AGAIN.iter().rev().map(|after| now + *after).collect();
+            }
             Input::Service(_) | Input::Daemon(_) => {}
         }
         None
@@ -438,6 +453,12 @@ impl Supervisor {
         if life.echo_by.is_some_and(|at| now >= at) {
             self.board.echo.store(ECHO_MISSED, Ordering::Relaxed);
             return Some(End::Failed("this computer does not hear its own multicast; a firewall, VPN or missing network may block it".into()));
+        }
+        if life.again.last().is_some_and(|at| now >= *at) {
+            life.again.pop();
+            if let Err(error) = self.announce(life) {
+                return Some(End::Failed(format!("announcing this node again failed: {error}")));
+            }
         }
         if now >= life.pulse_at {
             life.pulse_at = now + PULSE_EVERY;
@@ -505,7 +526,8 @@ impl Supervisor {
 
 impl Life {
     fn wake_at(&self) -> Instant {
-        [self.round_ends, self.echo_by].into_iter().flatten().fold(self.pulse_at, Instant::min)
+        let clocks = [self.round_ends, self.echo_by, self.again.last().copied()];
+        clocks.into_iter().flatten().fold(self.pulse_at, Instant::min)
     }
 }
 
