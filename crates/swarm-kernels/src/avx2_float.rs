@@ -92,7 +92,8 @@ impl FloatPanel {
             }
             for n in (0..out.len()).step_by(TRIPLE) {
                 if half == 1 {
-                    ask_for_next(rows, start, n / TRIPLE, out.len().div_ceil(TRIPLE), KIND);
+                    let (part, parts) = (n / TRIPLE, out.len().div_ceil(TRIPLE));
+                    ask_for_next(rows, start, TRIPLE_CHUNK, part, parts, KIND);
                 }
                 let x = x.triple(first + n, start, half);
                 for r in (0..rows.len()).step_by(4) {
@@ -168,14 +169,21 @@ fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256;
     }
 }
 
-/// Asks for the rows that follow these in memory: part `part` of `parts` of what the panel at column `start` will read of
-/// them.
+/// Asks for the rows that follow these in memory: part `part` of `parts` of what the panel of `columns` columns from `start`
+/// on will read of them.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_for_next(rows: &[&[u8]], start: usize, part: usize, parts: usize, kind: u8) {
+pub(crate) fn ask_for_next(
+    rows: &[&[u8]],
+    start: usize,
+    columns: usize,
+    part: usize,
+    parts: usize,
+    kind: u8,
+) {
     let bytes = if kind == 0 { 4 } else { 2 };
     for row in rows {
-        let panel = (row.len() - start * bytes).min(TRIPLE_CHUNK * bytes);
+        let panel = (row.len() - start * bytes).min(columns * bytes);
         for line in (panel * part / parts..panel * (part + 1) / parts).step_by(64) {
             // Never faults, also beyond the end of the weights.
             let next = row.as_ptr().wrapping_add(rows.len() * row.len() + start * bytes + line);
@@ -187,7 +195,7 @@ fn ask_for_next(rows: &[&[u8]], start: usize, part: usize, parts: usize, kind: u
 /// The contract's tree over the eight lanes of each of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn half_trees(rows: &[Eight; LANES]) -> __m256 {
+pub(crate) fn half_trees(rows: &[Eight; LANES]) -> __m256 {
     // SAFETY: eight aligned f32.
     let row = |r: usize| unsafe { _mm256_load_ps(rows[r].0.as_ptr()) };
     let pairs = |r: usize| _mm256_hadd_ps(row(r), row(r + 1)); // 01 23 of r, of r + 1 | 45 67 of r, of r + 1
@@ -278,7 +286,7 @@ pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: us
 /// `k + 8` values are inside `row`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m256 {
+pub(crate) unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m256 {
     // SAFETY: promised by the caller; loads have no alignment demand.
     unsafe {
         match KIND {

@@ -1,8 +1,8 @@
 //! The float matmul for AVX-512. Equal to `float.rs` bit for bit.
 //!
 //! Few tokens: the 16 partial sums of one row and one token are the lanes of one register, and weights are widened as they
-//! are read. Many: a panel of 8 rows x 512 columns is widened once and meets all tokens, the partial sums waiting in memory
-//! between panels. Activations lie in halves of 8 partial sums (`activation.rs`), so there a register holds one half of two rows:
+//! are read. Many: one half of the partial sums of 8 rows x 1,024 columns is widened once and meets all tokens, the partial
+//! sums waiting in memory between panels ([`Panel`]), as in `avx2_float.rs`. There a register holds one half of two rows:
 //!
 //! ```text
 //!                lanes 0..8        lanes 8..16
@@ -17,32 +17,37 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows};
+use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CHUNK};
 use crate::avx2::tree;
-use crate::avx2_float::ask_ahead;
+use crate::avx2_float::{ask_ahead, ask_for_next, half_trees, load_weights as load_half};
 use crate::dtype::DType;
 use crate::pack::LANES;
 
 /// Tokens of a panel's tile.
-const WIDE: usize = 6;
+const WIDE: usize = 2 * TRIPLE;
 /// Pairs of rows.
 const PAIRS: usize = LANES / 2;
+/// Columns of a panel; a part of [`TRIPLE_CHUNK`].
+const COLUMNS: usize = 1024;
 
 /// One register.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
 struct Sixteen([f32; 16]);
 
-const ZERO: Sixteen = Sixteen([0.0; 16]);
-
-/// A group of 8 float rows times up to [`FLOAT_TOKENS`] tokens. Large: made once per thread.
+/// One half of the partial sums of a group of 8 rows. Large: made once per thread.
 #[repr(C, align(64))]
 struct Panel {
-    /// `[half][pair][column / 16]`, a half L1 cache.
-    weights: [[[Sixteen; CHUNK / 16]; PAIRS]; 2],
-    /// `[token][half][pair]`.
-    partial: [[[Sixteen; PAIRS]; 2]; FLOAT_TOKENS],
+    /// `[column / 16][pair]`, a third of an L1 cache. One stream for a tile, as the activations are two.
+    weights: [[Sixteen; PAIRS]; COLUMNS / 16],
+    /// `[token][row]`: a pair of rows is one register.
+    partial: [Partial; FLOAT_TOKENS],
 }
+
+/// The sums of one token.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Partial([Eight; LANES]);
 
 thread_local! {
     /// Each compute thread's own panel, so that a step allocates nothing.
@@ -89,6 +94,13 @@ unsafe fn run<const KIND: u8>(
     first: usize,
     values: &mut [[f32; LANES]],
 ) {
+    if x.in_triples() {
+        // SAFETY: the caller's promise, passed on.
+        return PANEL.with_borrow_mut(|panel| unsafe {
+            panel.run::<KIND>(rows, x, 0, first, values);
+            panel.run::<KIND>(rows, x, 1, first, values);
+        });
+    }
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match values.len() {
@@ -97,8 +109,7 @@ unsafe fn run<const KIND: u8>(
             3 => few::<8, 3, KIND>(rows, x, first, values),
             4 => few::<4, 4, KIND>(rows, x, first, values),
             5 => few::<4, 5, KIND>(rows, x, first, values),
-            6 => few::<4, 6, KIND>(rows, x, first, values),
-            _ => PANEL.with_borrow_mut(|panel| panel.run::<KIND>(rows, x, first, values)),
+            tokens => unreachable!("{tokens} tokens are in triples"),
         }
     }
 }
@@ -150,11 +161,13 @@ unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
 impl Panel {
     fn new() -> Box<Self> {
         Box::new(Self {
-            weights: [[[ZERO; CHUNK / 16]; PAIRS]; 2],
-            partial: [[[ZERO; PAIRS]; 2]; FLOAT_TOKENS],
+            weights: [[Sixteen([0.0; 16]); PAIRS]; COLUMNS / 16],
+            partial: [Partial([Eight([0.0; 8]); LANES]); FLOAT_TOKENS],
         })
     }
 
+    /// One half of the partial sums: half 0 writes its tree's sum, half 1 adds its own.
+    ///
     /// # Safety
     /// As [`float_group`], after its checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
@@ -162,94 +175,103 @@ impl Panel {
         &mut self,
         rows: &[&[u8]; LANES],
         x: &FloatRows,
+        half: usize,
         first: usize,
         values: &mut [[f32; LANES]],
     ) {
-        self.partial[..values.len()].fill([[ZERO; PAIRS]; 2]);
-        for start in (0..x.cols()).step_by(CHUNK) {
+        self.partial[..values.len()].fill(Partial([Eight([0.0; 8]); LANES]));
+        let parts = values.len().div_ceil(WIDE);
+        for start in (0..x.cols()).step_by(COLUMNS) {
             // SAFETY: the rows are as long as the tokens.
-            unsafe { self.widen::<KIND>(rows, start, CHUNK.min(x.cols() - start) / 16) };
-            let mut n = 0;
-            while n < values.len() {
-                let left = (values.len() - n).min(WIDE);
-                let x: [[&[Eight]; 2]; WIDE] =
-                    std::array::from_fn(|i| x.chunk(first + n + i.min(left - 1), start));
-                for half in 0..2 {
-                    let x = x.map(|x| x[half]);
-                    match left {
-                        1 => self.tile::<1>(half, &x, n),
-                        2 => self.tile::<2>(half, &x, n),
-                        3 => self.tile::<3>(half, &x, n),
-                        4 => self.tile::<4>(half, &x, n),
-                        5 => self.tile::<5>(half, &x, n),
-                        _ => self.tile::<WIDE>(half, &x, n),
-                    }
+            unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
+            for (part, n) in (0..values.len()).step_by(WIDE).enumerate() {
+                if half == 1 {
+                    ask_for_next(rows, start, COLUMNS, part, parts, KIND);
                 }
-                n += left;
+                let left = values.len() - n;
+                let columns = |n: usize| {
+                    let chunk = x.triple(first + n, start / TRIPLE_CHUNK * TRIPLE_CHUNK, half);
+                    let from = start % TRIPLE_CHUNK / 16;
+                    &chunk[from..chunk.len().min(from + COLUMNS / 16)]
+                };
+                let one = columns(n);
+                match left {
+                    1 => self.tile::<1>([one, one], n),
+                    2 => self.tile::<2>([one, one], n),
+                    3 => self.tile::<3>([one, one], n),
+                    4 => self.tile::<4>([one, columns(n + TRIPLE)], n),
+                    5 => self.tile::<5>([one, columns(n + TRIPLE)], n),
+                    _ => self.tile::<WIDE>([one, columns(n + TRIPLE)], n),
+                }
             }
         }
-        for (values, [low, high]) in values.iter_mut().zip(&self.partial) {
-            for (r, value) in values.iter_mut().enumerate() {
-                let half = |half: &[Sixteen; PAIRS]| {
-                    // SAFETY: eight of sixteen f32, the first or the last.
-                    unsafe { _mm256_loadu_ps(half[r / 2].0.as_ptr().add(r % 2 * 8)) }
-                };
-                *value = tree([half(low), half(high)]);
+        for (values, partial) in values.iter_mut().zip(&self.partial) {
+            let sum = half_trees(&partial.0);
+            // SAFETY: eight f32.
+            unsafe {
+                let sum = if half == 0 { sum } else { _mm256_add_ps(_mm256_loadu_ps(values.as_ptr()), sum) };
+                _mm256_storeu_ps(values.as_mut_ptr(), sum);
             }
         }
     }
 
-    /// Widens `len` times 16 columns from `start` on into the panel.
+    /// Widens one half of `len` times 16 columns from `start` on into the panel.
     ///
     /// # Safety
     /// `start + 16 * len` values are inside each row, and `len` is at most a panel.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    unsafe fn widen<const KIND: u8>(&mut self, rows: &[&[u8]; LANES], start: usize, len: usize) {
-        let [low, high] = &mut self.weights;
-        for (pair, (low, high)) in low.iter_mut().zip(high).enumerate() {
-            for (i, (low, high)) in low.iter_mut().zip(high).take(len).enumerate() {
-                // SAFETY: the caller's promise; sixteen f32 are stored into each.
+    unsafe fn widen<const KIND: u8>(
+        &mut self,
+        rows: &[&[u8]; LANES],
+        start: usize,
+        half: usize,
+        len: usize,
+    ) {
+        for pair in 0..PAIRS {
+            for (i, to) in self.weights.iter_mut().take(len).enumerate() {
+                let k = start + 16 * i + 8 * half;
+                // SAFETY: the caller's promise; sixteen f32 are stored.
                 unsafe {
-                    let a = load_weights::<KIND>(rows[2 * pair], start + 16 * i);
-                    let b = load_weights::<KIND>(rows[2 * pair + 1], start + 16 * i);
-                    _mm512_store_ps(low.0.as_mut_ptr(), _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b));
-                    _mm512_store_ps(high.0.as_mut_ptr(), _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b));
+                    let a = load_half::<KIND>(rows[2 * pair], k);
+                    let b = load_half::<KIND>(rows[2 * pair + 1], k);
+                    _mm512_store_ps(to[pair].0.as_mut_ptr(), join(a, b));
                 }
             }
         }
     }
 
-    /// All rows times `N` tokens over one half of the panel.
+    /// All rows times `N` tokens over the panel.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    fn tile<const N: usize>(&mut self, half: usize, x: &[&[Eight]; WIDE], n: usize) {
-        let len = x[0].len();
-        let weights = &self.weights[half];
+    fn tile<const N: usize>(&mut self, x: [&[[Eight; TRIPLE]]; 2], n: usize) {
+        let weights = &self.weights[..x[0].len()];
         let partial = &mut self.partial[n..n + N];
-        assert!(len <= CHUNK / 16 && x.iter().all(|x| x.len() == len));
-        // SAFETY: every access is inside its array, aligned where it must be: `i < len`, asserted above.
+        // SAFETY: every access is inside its array, aligned where it must be.
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); PAIRS]; N];
             for k in 0..N {
                 for p in 0..PAIRS {
-                    acc[k][p] = _mm512_load_ps(partial[k][half][p].0.as_ptr());
+                    acc[k][p] = _mm512_load_ps(partial[k].0[2 * p].0.as_ptr());
                 }
             }
-            for i in 0..len {
-                let w: [__m512; PAIRS] =
-                    std::array::from_fn(|p| _mm512_load_ps(weights[p].get_unchecked(i).0.as_ptr()));
+            for ((w, one), two) in weights.iter().zip(x[0]).zip(x[1]) {
+                let mut rows = [_mm512_setzero_ps(); PAIRS];
+                for p in 0..PAIRS {
+                    rows[p] = _mm512_load_ps(w[p].0.as_ptr());
+                }
                 for k in 0..N {
-                    let eight = _mm256_loadu_ps(x[k].get_unchecked(i).0.as_ptr());
+                    let eight = if k < TRIPLE { &one[k] } else { &two[k - TRIPLE] };
+                    let eight = _mm256_load_ps(eight.0.as_ptr());
                     let twice = _mm512_castpd_ps(_mm512_broadcast_f64x4(_mm256_castps_pd(eight)));
                     for p in 0..PAIRS {
-                        acc[k][p] = _mm512_fmadd_ps(w[p], twice, acc[k][p]);
+                        acc[k][p] = _mm512_fmadd_ps(rows[p], twice, acc[k][p]);
                     }
                 }
             }
             for k in 0..N {
                 for p in 0..PAIRS {
-                    _mm512_store_ps(partial[k][half][p].0.as_mut_ptr(), acc[k][p]);
+                    _mm512_store_ps(partial[k].0[2 * p].0.as_mut_ptr(), acc[k][p]);
                 }
             }
         }

@@ -145,7 +145,7 @@ impl KernelPath {
     /// Whether float activations of this many tokens lie in triples (`activation.rs`).
     pub(crate) fn takes_triples(self, tokens: usize) -> bool {
         #[cfg(target_arch = "x86_64")]
-        return self.has_avx2() && self != Self::Avx512 && tokens >= crate::avx2_matmul::PANEL_TOKENS;
+        return self.has_avx2() && tokens >= crate::avx2_matmul::PANEL_TOKENS;
         #[cfg(not(target_arch = "x86_64"))]
         return false;
     }
