@@ -257,7 +257,7 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
                     }
                 }
             }
-            ask_ahead::<R, KIND>(rows, k);
+            ask_ahead::<R, KIND>(rows, k, PREFETCH);
         }
     }
     for n in 0..N {
@@ -267,15 +267,15 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
     }
 }
 
-/// Asks for the weights that come [`PREFETCH`] bytes after column `k` of each row, once per cache line.
+/// Asks for the weights that come after column `k` of each row, `ahead` bytes of them in all, once per cache line.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
+pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize, ahead: usize) {
     let bytes = if KIND == 0 { 4 } else { 2 };
     if (k * bytes).is_multiple_of(64) {
         for row in rows {
             // Never faults, also beyond the end of the weights.
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(k * bytes + PREFETCH / R).cast());
+            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(k * bytes + ahead / R).cast());
         }
     }
 }

@@ -104,8 +104,8 @@ unsafe fn run<const KIND: u8>(
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match values.len() {
-            1 => few::<8, 1, KIND>(rows, x, first, values),
-            2 => few::<8, 2, KIND>(rows, x, first, values),
+            1 => few::<1, 1, KIND>(rows, x, first, values),
+            2 => few::<1, 2, KIND>(rows, x, first, values),
             3 => few::<8, 3, KIND>(rows, x, first, values),
             4 => few::<4, 4, KIND>(rows, x, first, values),
             5 => few::<4, 5, KIND>(rows, x, first, values),
@@ -147,7 +147,7 @@ unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
                         acc[n][r] = _mm512_fmadd_ps(w[r], both, acc[n][r]);
                     }
                 }
-                ask_ahead::<R, KIND>(&rows, k);
+                ask_ahead::<R, KIND>(&rows, k, 8192);
             }
         }
         for n in 0..N {

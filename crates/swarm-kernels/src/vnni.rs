@@ -43,8 +43,9 @@ pub(crate) use {ymm::Ymm, zmm::Zmm};
 pub(crate) const ROWS: usize = 2 * LANES;
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
-/// How far ahead weights are asked for, in bytes: a few blocks more than the CPU looks ahead by itself.
-const PREFETCH: usize = 2048;
+/// How far ahead each group's planes are asked for, in bytes. A vector of two groups reads four streams, each only as long as a
+/// group, so that the CPU has hardly begun to look ahead by itself when they end: the next groups are asked for here.
+const PREFETCH: usize = 4096;
 
 /// The vectors of one instruction set: `GROUPS` groups of eight 32-bit lanes.
 ///
@@ -430,14 +431,8 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
         for s in 0..16 {
             let mut acc = [L::splat(0.0); N];
             for (block, x) in segment(s, shape.blocks).zip(x.segment(s, 0)) {
+                ask_ahead::<L, F>(start, shape, block);
                 let planes = start.add(shape.planes + block * 32 * F::BITS);
-                for line in 0..F::BITS.div_ceil(2) {
-                    let at = planes.wrapping_add(PREFETCH + 64 * line);
-                    L::ask(at);
-                    if L::GROUPS == 2 {
-                        L::ask(at.wrapping_add(stride));
-                    }
-                }
                 let scales = stored_scales::<L, F>(start, shape, stride, block);
                 let code = |g: usize| stored_code::<L, F>(planes, stride, g);
                 add_block::<L, F, N>(code, &scales, x, &mut acc);
@@ -448,6 +443,26 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
         }
         for (n, out) in out.iter_mut().enumerate() {
             L::store_f32(tree::<L>(&partial[n]), out.as_mut_ptr());
+        }
+    }
+}
+
+/// Asks for the block that comes [`PREFETCH`] bytes of planes after `block`: in these groups, or in the next ones.
+#[inline(always)]
+fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, shape: GroupShape, block: usize) {
+    let next = block + (PREFETCH / (32 * F::BITS)).min(shape.blocks);
+    let (start, block) = match next.checked_sub(shape.blocks) {
+        Some(block) => (start.wrapping_add(L::GROUPS * shape.bytes), block),
+        None => (start, next),
+    };
+    let scales = block * entry_bytes(F::SCHEME).1;
+    for group in 0..L::GROUPS {
+        let start = start.wrapping_add(group * shape.bytes);
+        for line in 0..F::BITS.div_ceil(2) {
+            L::ask(start.wrapping_add(shape.planes + block * 32 * F::BITS + 64 * line));
+        }
+        if scales.is_multiple_of(64) {
+            L::ask(start.wrapping_add(shape.scales + scales));
         }
     }
 }
