@@ -1,4 +1,4 @@
-//! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (64 tokens) in GOP/s.
+//! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (128 tokens) in GOP/s.
 //!
 //! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes] [formats]`; medians of 9, beside the memory's
 //! own read bandwidth in the same run. With 128 MB (the default) memory is the limit, with 0.5 MB arithmetic is.
@@ -54,7 +54,7 @@ fn main() {
             })
         };
         let decode = matrix.bytes() as f64 / time(1) / 1e9;
-        let prefill = (2 * 64 * rows * COLS) as f64 / time(64) / 1e9;
+        let prefill = (2 * 128 * rows * COLS) as f64 / time(128) / 1e9;
         println!("{:8} {decode:10.1} {:10.0} % {prefill:14.0}", dtype.name(), 100.0 * decode / limit);
     }
 }

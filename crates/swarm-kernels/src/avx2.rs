@@ -21,7 +21,7 @@ use crate::pack::{GroupShape, LANES, entry_bytes};
 use crate::quant::segment;
 
 /// How far ahead weights are asked for, in bytes: a few blocks more than the CPU looks ahead by itself.
-pub(crate) const PREFETCH: usize = 2048;
+pub(crate) const PREFETCH: usize = 8192;
 
 /// The facts of one packed format that a tile is compiled for.
 pub(crate) trait Tile {
@@ -108,7 +108,7 @@ unsafe fn tile<F: Tile, const N: usize>(
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
-                ask_ahead::<F>(planes);
+                ask_ahead::<F>(group, shape, block);
                 add_block::<F, 1, N, false>([planes], [&scales], x, &mut acc);
             }
         }
@@ -234,13 +234,17 @@ pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PL
     }
 }
 
-/// Asks for the planes that come [`PREFETCH`] bytes after these.
+/// Asks for what comes [`PREFETCH`] bytes of planes after `block`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_ahead<F: Tile>(planes: *const u8) {
+fn ask_ahead<F: Tile>(group: &[u8], shape: GroupShape, block: usize) {
+    let (planes, scales) = shape.ahead(F::SCHEME, F::BITS, 1, block, PREFETCH);
+    // Never faults, also beyond the end of the weights.
     for line in 0..F::BITS.div_ceil(2) {
-        // Never faults, also beyond the end of the weights.
-        _mm_prefetch::<_MM_HINT_T0>(planes.wrapping_add(PREFETCH + 64 * line).cast());
+        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(planes + 64 * line).cast());
+    }
+    if let Some(scales) = scales {
+        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(scales).cast());
     }
 }
 

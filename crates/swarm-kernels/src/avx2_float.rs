@@ -257,7 +257,7 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
                     }
                 }
             }
-            ask_ahead::<R, KIND>(rows, k, PREFETCH);
+            ask_ahead::<R, KIND>(rows, k);
         }
     }
     for n in 0..N {
@@ -267,15 +267,20 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
     }
 }
 
-/// Asks for the weights that come after column `k` of each row, `ahead` bytes of them in all, once per cache line.
+/// Asks for what a tile of `R` rows, one behind the other in memory, reads [`PREFETCH`] bytes after column `k`, once per cache
+/// line: in these rows, or in the `R` rows behind them.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize, ahead: usize) {
-    let bytes = if KIND == 0 { 4 } else { 2 };
-    if (k * bytes).is_multiple_of(64) {
+pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
+    let at = k * if KIND == 0 { 4 } else { 2 };
+    if at.is_multiple_of(64) {
+        let mut next = at + PREFETCH / R;
+        if next >= rows[0].len() {
+            next += (R - 1) * rows[0].len();
+        }
         for row in rows {
             // Never faults, also beyond the end of the weights.
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(k * bytes + ahead / R).cast());
+            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(next).cast());
         }
     }
 }

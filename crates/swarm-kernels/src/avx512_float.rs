@@ -1,8 +1,9 @@
 //! The float matmul for AVX-512. Equal to `float.rs` bit for bit.
 //!
 //! Few tokens: the 16 partial sums of one row and one token are the lanes of one register, and weights are widened as they
-//! are read. Many: one half of the partial sums of 8 rows x 1,024 columns is widened once and meets all tokens, the partial
-//! sums waiting in memory between panels ([`Panel`]), as in `avx2_float.rs`. There a register holds one half of two rows:
+//! are read. Many: one half of 8 rows x 1,024 columns is widened once and meets all tokens, then the next 8 rows meet them, while
+//! the tokens' columns are in the L2 cache; the partial sums wait in memory ([`Panel`]), as in `avx2_float.rs`. There a
+//! register holds one half of two rows:
 //!
 //! ```text
 //!                lanes 0..8        lanes 8..16
@@ -19,7 +20,7 @@ use std::ops::Range;
 
 use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CHUNK};
 use crate::avx2::tree;
-use crate::avx2_float::{ask_ahead, ask_for_next, half_trees, load_weights as load_half};
+use crate::avx2_float::{ask_ahead, ask_for_next, load_weights as load_half};
 use crate::dtype::DType;
 use crate::pack::LANES;
 
@@ -35,13 +36,20 @@ const COLUMNS: usize = 1024;
 #[derive(Clone, Copy)]
 struct Sixteen([f32; 16]);
 
-/// One half of the partial sums of a group of 8 rows. Large: made once per thread.
+/// Groups of 8 rows that meet the same columns of all tokens.
+const GROUPS: usize = 4;
+/// Rows of a panel.
+pub(crate) const PANEL_ROWS: usize = GROUPS * LANES;
+
+/// One half of the partial sums of [`PANEL_ROWS`] rows. Large: made once per thread.
 #[repr(C, align(64))]
 struct Panel {
-    /// `[column / 16][pair]`, a third of an L1 cache. One stream for a tile, as the activations are two.
+    /// `[column / 16][pair]` of one group, a third of an L1 cache. One stream for a tile, as the activations are two.
     weights: [[Sixteen; PAIRS]; COLUMNS / 16],
-    /// `[token][row]`: a pair of rows is one register.
-    partial: [Partial; FLOAT_TOKENS],
+    /// `[group][token][row]`: a pair of rows is one register.
+    partial: [[Partial; FLOAT_TOKENS]; GROUPS],
+    /// `[token][row]`: the first half's part of each tree.
+    first: [[f32; PANEL_ROWS]; FLOAT_TOKENS],
 }
 
 /// The sums of one token.
@@ -54,7 +62,39 @@ thread_local! {
     static PANEL: RefCell<Box<Panel>> = RefCell::new(Panel::new());
 }
 
-/// Up to eight float rows times the tokens of `block`, [`FLOAT_TOKENS`] at most; `values[n][r]`.
+/// Up to [`PANEL_ROWS`] float rows times the tokens of `block`, which are in triples, [`FLOAT_TOKENS`] at most: `put(token, its
+/// values)`, of which those of missing rows mean nothing.
+///
+/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C.
+pub(crate) unsafe fn float_panel(
+    dtype: DType,
+    rows: &[&[u8]],
+    x: &FloatRows,
+    block: Range<usize>,
+    put: impl Fn(usize, &[f32; PANEL_ROWS]),
+) {
+    assert!(rows.len() <= PANEL_ROWS && block.len() <= FLOAT_TOKENS && x.in_triples());
+    assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
+    PANEL.with_borrow_mut(|panel| {
+        for half in 0..2 {
+            // SAFETY: features promised by the caller, lengths asserted.
+            unsafe {
+                match dtype {
+                    DType::F32 => panel.run::<0>(rows, x, half, block.clone()),
+                    DType::F16 => panel.run::<1>(rows, x, half, block.clone()),
+                    DType::BF16 => panel.run::<2>(rows, x, half, block.clone()),
+                    _ => unreachable!("not a float"),
+                }
+            }
+        }
+        block.enumerate().for_each(|(n, token)| put(token, &panel.first[n]));
+    });
+}
+
+/// Up to eight float rows times the few tokens of `block`, which are not in triples; `values[n][r]`.
 ///
 /// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
 ///
@@ -68,7 +108,7 @@ pub(crate) unsafe fn float_group(
     values: &mut [[f32; LANES]],
 ) {
     let Some(last) = rows.last() else { return };
-    assert!(rows.len() <= LANES && block.len() <= FLOAT_TOKENS && block.len() <= values.len());
+    assert!(rows.len() <= LANES && block.len() <= values.len() && !x.in_triples());
     assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
     // Rows that are not there are the last one again; nobody reads their sums.
     let rows: [&[u8]; LANES] = std::array::from_fn(|r| *rows.get(r).unwrap_or(last));
@@ -94,17 +134,10 @@ unsafe fn run<const KIND: u8>(
     first: usize,
     values: &mut [[f32; LANES]],
 ) {
-    if x.in_triples() {
-        // SAFETY: the caller's promise, passed on.
-        return PANEL.with_borrow_mut(|panel| unsafe {
-            panel.run::<KIND>(rows, x, 0, first, values);
-            panel.run::<KIND>(rows, x, 1, first, values);
-        });
-    }
     // SAFETY: the caller's promise, passed on.
     unsafe {
         match values.len() {
-            1 => few::<1, 1, KIND>(rows, x, first, values),
+            1 => few::<4, 1, KIND>(rows, x, first, values),
             2 => few::<1, 2, KIND>(rows, x, first, values),
             3 => few::<8, 3, KIND>(rows, x, first, values),
             4 => few::<4, 4, KIND>(rows, x, first, values),
@@ -147,7 +180,7 @@ unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
                         acc[n][r] = _mm512_fmadd_ps(w[r], both, acc[n][r]);
                     }
                 }
-                ask_ahead::<R, KIND>(&rows, k, 8192);
+                ask_ahead::<R, KIND>(&rows, k);
             }
         }
         for n in 0..N {
@@ -160,99 +193,118 @@ unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
 
 impl Panel {
     fn new() -> Box<Self> {
+        const PARTIAL: Partial = Partial([Eight([0.0; 8]); LANES]);
         Box::new(Self {
             weights: [[Sixteen([0.0; 16]); PAIRS]; COLUMNS / 16],
-            partial: [Partial([Eight([0.0; 8]); LANES]); FLOAT_TOKENS],
+            partial: [[PARTIAL; FLOAT_TOKENS]; GROUPS],
+            first: [[0.0; PANEL_ROWS]; FLOAT_TOKENS],
         })
     }
 
-    /// One half of the partial sums: half 0 writes its tree's sum, half 1 adds its own.
+    /// One half of the partial sums of all tokens.
     ///
     /// # Safety
-    /// As [`float_group`], after its checks.
+    /// As [`float_panel`], after its checks.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
     unsafe fn run<const KIND: u8>(
         &mut self,
-        rows: &[&[u8]; LANES],
+        rows: &[&[u8]],
         x: &FloatRows,
         half: usize,
-        first: usize,
-        values: &mut [[f32; LANES]],
+        block: Range<usize>,
     ) {
-        self.partial[..values.len()].fill(Partial([Eight([0.0; 8]); LANES]));
-        let parts = values.len().div_ceil(WIDE);
         for start in (0..x.cols()).step_by(COLUMNS) {
-            // SAFETY: the rows are as long as the tokens.
-            unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
-            for (part, n) in (0..values.len()).step_by(WIDE).enumerate() {
-                if half == 1 {
-                    ask_for_next(rows, start, COLUMNS, part, parts, KIND);
+            let columns = |n: usize| {
+                let chunk = x.triple(block.start + n, start / TRIPLE_CHUNK * TRIPLE_CHUNK, half);
+                let from = start % TRIPLE_CHUNK / 16;
+                &chunk[from..chunk.len().min(from + COLUMNS / 16)]
+            };
+            let (begins, ends) = (start == 0, start + COLUMNS >= x.cols());
+            for (group, rows) in rows.chunks(LANES).enumerate() {
+                // SAFETY: the rows are as long as the tokens.
+                unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
+                for (part, n) in (0..block.len()).step_by(WIDE).enumerate() {
+                    ask_for_next(rows, start, COLUMNS, part, block.len().div_ceil(WIDE), KIND);
+                    let left = block.len() - n;
+                    let x = [columns(n), columns(if left > TRIPLE { n + TRIPLE } else { n })];
+                    match left {
+                        1 => self.tile::<1>(group, x, n, begins),
+                        2 => self.tile::<2>(group, x, n, begins),
+                        3 => self.tile::<3>(group, x, n, begins),
+                        4 => self.tile::<4>(group, x, n, begins),
+                        5 => self.tile::<5>(group, x, n, begins),
+                        _ => self.tile::<WIDE>(group, x, n, begins),
+                    }
+                    if ends {
+                        let tokens = n..n + left.min(WIDE);
+                        tokens.for_each(|n| self.trees(group, n, half));
+                    }
                 }
-                let left = values.len() - n;
-                let columns = |n: usize| {
-                    let chunk = x.triple(first + n, start / TRIPLE_CHUNK * TRIPLE_CHUNK, half);
-                    let from = start % TRIPLE_CHUNK / 16;
-                    &chunk[from..chunk.len().min(from + COLUMNS / 16)]
-                };
-                let one = columns(n);
-                match left {
-                    1 => self.tile::<1>([one, one], n),
-                    2 => self.tile::<2>([one, one], n),
-                    3 => self.tile::<3>([one, one], n),
-                    4 => self.tile::<4>([one, columns(n + TRIPLE)], n),
-                    5 => self.tile::<5>([one, columns(n + TRIPLE)], n),
-                    _ => self.tile::<WIDE>([one, columns(n + TRIPLE)], n),
-                }
-            }
-        }
-        for (values, partial) in values.iter_mut().zip(&self.partial) {
-            let sum = half_trees(&partial.0);
-            // SAFETY: eight f32.
-            unsafe {
-                let sum = if half == 0 { sum } else { _mm256_add_ps(_mm256_loadu_ps(values.as_ptr()), sum) };
-                _mm256_storeu_ps(values.as_mut_ptr(), sum);
             }
         }
     }
 
-    /// Widens one half of `len` times 16 columns from `start` on into the panel.
+    /// Half 0 writes its part of the trees of token `n` and a group, half 1 adds its own.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    fn trees(&mut self, group: usize, n: usize, half: usize) {
+        let (partial, first) = (&self.partial[group][n].0, &mut self.first[n]);
+        // SAFETY: each pair of rows is sixteen aligned f32; the group's places in `first` are eight.
+        unsafe {
+            let rows = |pair: usize| _mm512_load_ps(partial[2 * pair].0.as_ptr());
+            // Sums of lanes 0..4 of rows 0 2 4 6, of their lanes 4..8, then the same of rows 1 3 5 7.
+            let fours = even_plus_odd(even_plus_odd(rows(0), rows(1)), even_plus_odd(rows(2), rows(3)));
+            let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+            let ordered = _mm512_permutexvar_ps(order, fours);
+            let sum = _mm256_add_ps(_mm512_castps512_ps256(ordered), upper(ordered));
+            let to = first[group * LANES..][..LANES].as_mut_ptr();
+            let sum = if half == 0 { sum } else { _mm256_add_ps(_mm256_loadu_ps(to), sum) };
+            _mm256_storeu_ps(to, sum);
+        }
+    }
+
+    /// Widens one half of `len` times 16 columns from `start` on into the panel. Rows that are not there stay old values,
+    /// whose sums nobody reads.
     ///
     /// # Safety
     /// `start + 16 * len` values are inside each row, and `len` is at most a panel.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    unsafe fn widen<const KIND: u8>(
-        &mut self,
-        rows: &[&[u8]; LANES],
-        start: usize,
-        half: usize,
-        len: usize,
-    ) {
-        for pair in 0..PAIRS {
+    unsafe fn widen<const KIND: u8>(&mut self, rows: &[&[u8]], start: usize, half: usize, len: usize) {
+        for (at, pair) in rows.chunks(2).enumerate() {
+            let (one, two) = (pair[0], pair[pair.len() - 1]);
             for (i, to) in self.weights.iter_mut().take(len).enumerate() {
                 let k = start + 16 * i + 8 * half;
                 // SAFETY: the caller's promise; sixteen f32 are stored.
                 unsafe {
-                    let a = load_half::<KIND>(rows[2 * pair], k);
-                    let b = load_half::<KIND>(rows[2 * pair + 1], k);
-                    _mm512_store_ps(to[pair].0.as_mut_ptr(), join(a, b));
+                    let both = join(load_half::<KIND>(one, k), load_half::<KIND>(two, k));
+                    _mm512_store_ps(to[at].0.as_mut_ptr(), both);
                 }
             }
         }
     }
 
-    /// All rows times `N` tokens over the panel.
+    /// All rows of a group times `N` tokens over the panel.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    fn tile<const N: usize>(&mut self, x: [&[[Eight; TRIPLE]]; 2], n: usize) {
+    fn tile<const N: usize>(&mut self, group: usize, x: [&[[Eight; TRIPLE]]; 2], n: usize, begins: bool) {
         let weights = &self.weights[..x[0].len()];
-        let partial = &mut self.partial[n..n + N];
+        let partial = &mut self.partial[group][n..n + N];
         // SAFETY: every access is inside its array, aligned where it must be.
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); PAIRS]; N];
-            for k in 0..N {
+            if !begins {
+                for k in 0..N {
+                    for p in 0..PAIRS {
+                        acc[k][p] = _mm512_load_ps(partial[k].0[2 * p].0.as_ptr());
+                    }
+                }
+            }
+            // The next tile's sums and the beginnings of its tokens' columns. Never faults, also beyond the end.
+            for k in 0..WIDE {
                 for p in 0..PAIRS {
-                    acc[k][p] = _mm512_load_ps(partial[k].0[2 * p].0.as_ptr());
+                    let next = partial.as_ptr().wrapping_add(WIDE + k).cast::<u8>().wrapping_add(64 * p);
+                    _mm_prefetch::<_MM_HINT_T0>(next.cast());
                 }
             }
             for ((w, one), two) in weights.iter().zip(x[0]).zip(x[1]) {
@@ -276,6 +328,13 @@ impl Panel {
             }
         }
     }
+}
+
+/// Of each 128 bits: `a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn even_plus_odd(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
 }
 
 #[inline]

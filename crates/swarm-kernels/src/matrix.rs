@@ -95,6 +95,15 @@ impl Matrix {
         }
     }
 
+    /// The bytes of the rows from `first` on, as many as `rows` has places; of packed weights nothing.
+    fn rows_as_stored<'a>(&'a self, first: usize, rows: &mut [&'a [u8]]) {
+        if let Store::Rows { stride, buffer } = &self.store {
+            for (row, bytes) in rows.iter_mut().zip(buffer.bytes()[first * stride..].chunks_exact(*stride)) {
+                *row = bytes;
+            }
+        }
+    }
+
     /// Writes row `row` as f32 (an embedding lookup). `out` has `cols` places.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), ShapeError> {
         if row >= self.rows {
@@ -237,6 +246,11 @@ fn multiply_groups(
             }
             continue;
         }
+        #[cfg(target_arch = "x86_64")]
+        if matrix.path == KernelPath::Avx512 && !matrix.dtype.is_quantized() && input.floats.in_triples() {
+            panel_groups(matrix, groups.clone(), input, block, out);
+            continue;
+        }
         for group in groups.clone() {
             let first = group * LANES;
             let rows = (matrix.rows - first).min(LANES);
@@ -247,6 +261,29 @@ fn multiply_groups(
                 // output borrowed until all tasks are done.
                 unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
             }
+        }
+    }
+}
+
+/// Some groups of float rows times the many tokens of `block`, a panel of AVX-512 after the other.
+#[cfg(target_arch = "x86_64")]
+fn panel_groups(
+    matrix: &Matrix,
+    groups: Range<usize>,
+    input: &Input<'_>,
+    block: Range<usize>,
+    out: &SharedRows,
+) {
+    let end = matrix.rows.min(groups.end * LANES);
+    for first in (groups.start * LANES..end).step_by(avx512_float::PANEL_ROWS) {
+        let rows = (end - first).min(avx512_float::PANEL_ROWS);
+        let mut bytes: [&[u8]; avx512_float::PANEL_ROWS] = [&[]; _];
+        matrix.rows_as_stored(first, &mut bytes[..rows]);
+        // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
+        // owns the rows of `groups`, and `matmul` keeps the output borrowed until all tasks are done.
+        unsafe {
+            let put = |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..rows]);
+            avx512_float::float_panel(matrix.dtype, &bytes[..rows], input.floats, block.clone(), put);
         }
     }
 }
@@ -275,11 +312,9 @@ fn multiply_group(
                 }
             }
         },
-        Store::Rows { stride, buffer } => {
+        Store::Rows { .. } => {
             let mut bytes: [&[u8]; LANES] = [&[]; LANES];
-            for (r, row) in bytes[..rows].iter_mut().enumerate() {
-                *row = &buffer.bytes()[(group * LANES + r) * stride..][..*stride];
-            }
+            matrix.rows_as_stored(group * LANES, &mut bytes[..rows]);
             let (dtype, bytes) = (matrix.dtype, &bytes[..rows]);
             match matrix.path {
                 // SAFETY: as above.

@@ -61,6 +61,28 @@ impl GroupShape {
         let bytes = (planes + blocks * 32 * format.bits).next_multiple_of(64);
         Self { blocks, scales, planes, bytes }
     }
+
+    /// What to ask memory for while block `block` of `groups` groups is computed: `distance` bytes of planes further on, and
+    /// the scales that belong there, as offsets of the planes and (once per cache line) the scales. Where these groups
+    /// end, in the groups behind them: each stream is too short for the CPU to look ahead by itself.
+    #[inline(always)]
+    pub fn ahead(
+        self,
+        scheme: Scheme,
+        bits: usize,
+        groups: usize,
+        block: usize,
+        distance: usize,
+    ) -> (usize, Option<usize>) {
+        let next = block + (distance / (32 * bits)).min(self.blocks);
+        let (start, block) = match next.checked_sub(self.blocks) {
+            Some(block) => (groups * self.bytes, block),
+            None => (0, next),
+        };
+        let scales = block * entry_bytes(scheme).1;
+        let scales = scales.is_multiple_of(64).then_some(start + self.scales + scales);
+        (start + self.planes + block * 32 * bits, scales)
+    }
 }
 
 /// Byte offsets of the nibble, pair and single-bit planes inside a block's planes; `None` where there is none.

@@ -8,14 +8,14 @@ pub struct ReadProbe {
     buffer: Buffer,
 }
 
-/// Asks for what comes 2 KiB after `words`, as the matmul does: the limit is what memory gives to a reader that asks
+/// Asks for what comes 8 KiB after `words`, as the matmul does: the limit is what memory gives to a reader that asks
 /// in time.
 fn ask_ahead(words: &[u8; 128]) {
     #[cfg(target_arch = "x86_64")]
     for line in 0..2 {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch never faults, also beyond the end, and every x86-64 CPU has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(2048 + 64 * line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(8192 + 64 * line).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = words;

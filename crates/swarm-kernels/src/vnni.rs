@@ -43,8 +43,7 @@ pub(crate) use {ymm::Ymm, zmm::Zmm};
 pub(crate) const ROWS: usize = 2 * LANES;
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
-/// How far ahead each group's planes are asked for, in bytes. A vector of two groups reads four streams, each only as long as a
-/// group, so that the CPU has hardly begun to look ahead by itself when they end: the next groups are asked for here.
+/// How far ahead each group's planes are asked for, in bytes.
 const PREFETCH: usize = 4096;
 
 /// The vectors of one instruction set: `GROUPS` groups of eight 32-bit lanes.
@@ -447,22 +446,17 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     }
 }
 
-/// Asks for the block that comes [`PREFETCH`] bytes of planes after `block`: in these groups, or in the next ones.
+/// Asks for what comes [`PREFETCH`] bytes of each group's planes after `block`.
 #[inline(always)]
 fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, shape: GroupShape, block: usize) {
-    let next = block + (PREFETCH / (32 * F::BITS)).min(shape.blocks);
-    let (start, block) = match next.checked_sub(shape.blocks) {
-        Some(block) => (start.wrapping_add(L::GROUPS * shape.bytes), block),
-        None => (start, next),
-    };
-    let scales = block * entry_bytes(F::SCHEME).1;
+    let (planes, scales) = shape.ahead(F::SCHEME, F::BITS, L::GROUPS, block, PREFETCH);
     for group in 0..L::GROUPS {
         let start = start.wrapping_add(group * shape.bytes);
         for line in 0..F::BITS.div_ceil(2) {
-            L::ask(start.wrapping_add(shape.planes + block * 32 * F::BITS + 64 * line));
+            L::ask(start.wrapping_add(planes + 64 * line));
         }
-        if scales.is_multiple_of(64) {
-            L::ask(start.wrapping_add(shape.scales + scales));
+        if let Some(scales) = scales {
+            L::ask(start.wrapping_add(scales));
         }
     }
 }
