@@ -139,7 +139,7 @@ unsafe fn run<const KIND: u8>(
         match values.len() {
             1 => few::<4, 1, KIND>(rows, x, first, values),
             2 => few::<1, 2, KIND>(rows, x, first, values),
-            3 => few::<8, 3, KIND>(rows, x, first, values),
+            3 => few::<4, 3, KIND>(rows, x, first, values),
             4 => few::<4, 4, KIND>(rows, x, first, values),
             5 => few::<4, 5, KIND>(rows, x, first, values),
             tokens => unreachable!("{tokens} tokens are in triples"),
