@@ -4,8 +4,9 @@
 //! chunk of a prompt arrives while this one is computed, and a slow stage slows its sender down instead of filling
 //! memory. Buffers go round; nothing is allocated per step once they have grown.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
@@ -18,6 +19,7 @@ use swarm_wire::{
 use crate::clock::{at_us, now_us};
 use crate::error::NodeError;
 use crate::outbox::Outbox;
+use crate::pace::Pace;
 use crate::refusals::Refusals;
 use crate::runner::{Failure, StageRunner};
 use crate::serve::broken_on;
@@ -85,6 +87,8 @@ pub(crate) struct Inbox {
     pub frames: Receiver<Inbound>,
     used: Sender<Vec<u8>>,
     end: Receiver<InboxEnd>,
+    /// The thread that computes has nothing to do: then the receiving one may watch for the next frame.
+    waiting: Arc<AtomicBool>,
     /// Shared with the receiving thread, which holds it only to write a receipt.
     receipts: Arc<Mutex<swarm_link::Sender>>,
 }
@@ -116,6 +120,11 @@ impl InboxEnd {
 }
 
 impl Inbox {
+    /// Notes whether the thread that computes waits for frames.
+    pub fn set_waiting(&self, waiting: bool) {
+        self.waiting.store(waiting, Ordering::Relaxed);
+    }
+
     /// Gives a frame's buffer back.
     pub fn recycle(&self, inbound: Inbound) {
         // Full only when the receiver has enough buffers already.
@@ -153,25 +162,37 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
     let (sink, frames) = bounded(queue(limits));
     let (used, buffers) = bounded::<Vec<u8>>(queue(limits).saturating_add(1));
     let (last_word, end) = bounded(1);
+    let waiting = Arc::<AtomicBool>::default();
+    let is_waiting = waiting.clone();
     let body = move || {
+        let mut pace = Pace::default();
         loop {
+            if let Some((from, until)) = pace.due() {
+                pace.watched(link.watch(from, until, || is_waiting.load(Ordering::Relaxed)));
+            }
             let mut bytes = buffers.try_recv().unwrap_or_default();
             match link.receive(&mut bytes) {
                 Ok(wire_bytes) => {
+                    pace.came(Instant::now());
                     let received_us = now_us();
                     let arriving_us = link.began_at().map_or(received_us, at_us).min(received_us);
                     let arrival = Arrival { arriving_us, received_us };
-                    // An end of the link is found when the next frame does not come.
-                    if let Some(ack) = Ack::of(&bytes) {
-                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
-                        let _ = receipts.send(&[&ack.encode()]);
-                    } else if let Ok(closing) = Closing::decode(&bytes) {
+                    let ack = Ack::of(&bytes);
+                    if ack.is_none()
+                        && let Ok(closing) = Closing::decode(&bytes)
+                    {
                         let _ = last_word.send(InboxEnd::Told(closing.code));
                         return;
                     }
                     let inbound = Inbound { bytes, arrival, wire_bytes: wire_bytes as u64 };
                     if sink.send(inbound).is_err() {
                         return;
+                    }
+                    // After the batch is on its way to the thread that computes, which need not wait for it. An end of
+                    // the link is found when the next frame does not come.
+                    if let Some(ack) = ack {
+                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
+                        let _ = receipts.send(&[&ack.encode()]);
                     }
                 }
                 Err(LinkError::Idle { .. }) => {}
@@ -186,7 +207,7 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
         .name("receive".into())
         .spawn(body)
         .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-    Ok(Inbox { frames, used, end, receipts })
+    Ok(Inbox { frames, used, end, waiting, receipts })
 }
 
 /// A stage at work between its upstream and its downstream.
@@ -206,11 +227,13 @@ pub(crate) struct StageLoop<'a> {
 impl StageLoop<'_> {
     /// Serves frames until the upstream ends (`Ok`) or something breaks.
     pub fn run(&mut self, inbox: &Inbox) -> Result<(), NodeError> {
-        while let Ok(inbound) = inbox.frames.recv() {
+        loop {
+            inbox.set_waiting(true);
+            let Ok(inbound) = inbox.frames.recv() else { return Ok(()) };
+            inbox.set_waiting(false);
             self.step(&inbound)?;
             inbox.recycle(inbound);
         }
-        Ok(())
     }
 
     /// One frame: admitted, computed, sent on.
