@@ -22,6 +22,10 @@ use crate::noise::{
 };
 use crate::record::{RecordReader, RecordWriter};
 
+/// Bytes of a background link that wait in its socket before they are on their way.
+#[cfg(target_os = "linux")]
+const BACKGROUND_UNSENT_BYTES: u32 = 128 << 10;
+
 /// Deadlines and limits of a link. The limits may be changed once the two ends agree on others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkSettings {
@@ -81,6 +85,7 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct Sender {
     records: RecordWriter<Shared>,
+    stream: Shared,
     closed_here: Arc<AtomicBool>,
     write_timeout: Duration,
 }
@@ -101,6 +106,28 @@ impl Sender {
             }
             error => error,
         })
+    }
+
+    /// Marks what is sent from now on as less urgent than everything else, for this computer's own queue and for routers
+    /// that look at it. Where a system has no such mark, nothing changes.
+    pub fn set_background(&self) {
+        let socket = SockRef::from(&*self.stream.0);
+        // RFC 8622: lower effort.
+        const LOWER_EFFORT: u32 = 1 << 2;
+        let _ = socket.set_tos_v4(LOWER_EFFORT);
+        #[cfg(target_os = "linux")]
+        {
+            // 2 is bulk; what is not yet on its way stays small, so that it can still be thought over.
+            let _ = socket.set_priority(2);
+            let _ = socket.set_tcp_notsent_lowat(BACKGROUND_UNSENT_BYTES);
+        }
+    }
+
+    /// Limits the bytes that are on their way at any time; a network queue cannot hold more of this link. The system
+    /// rounds the number, and has a smallest one.
+    pub fn set_in_flight_bytes(&self, bytes: usize) {
+        // A system that refuses sends more at a time.
+        let _ = SockRef::from(&*self.stream.0).set_send_buffer_size(bytes);
     }
 
     /// Changes the longest message this half may send, in bytes.
@@ -475,6 +502,7 @@ pub(crate) fn connect_halves(
     let bytes_max = settings.message_bytes_max;
     let sender = Sender {
         records: RecordWriter::new(shared.clone(), Arc::clone(&keys), first_sent, bytes_max),
+        stream: shared.clone(),
         closed_here: Arc::clone(&closed_here),
         write_timeout: settings.write_timeout,
     };

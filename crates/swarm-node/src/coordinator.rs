@@ -26,6 +26,7 @@ use crate::refusals::Refusals;
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
 use crate::stage_loop::{Inbound, Inbox, InboxEnd};
+use crate::traffic::TRAFFIC;
 use crate::watch::{LapTrace, Meter, TRACE_LAPS_MAX};
 
 /// What the engine's callers ask of the compute thread.
@@ -322,6 +323,7 @@ impl Coordinator {
 
     /// One step of the first stage: embed, layers, and on to the next stage (or, alone, the head and the sampler).
     fn step(&mut self, head: FrameHead) -> Result<(), NodeError> {
+        let _under_way = TRAFFIC.step();
         let received_us = self.began_us();
         let sessions: Vec<SessionId> = self.plan.segments.iter().map(|segment| segment.session).collect();
         for session in &sessions {

@@ -72,6 +72,22 @@ deadlines! {
     MEMBERS_LOOK = 1_000;
     /// News of a worker that loads its layers; then it counts as lost.
     LOADING_SILENT = 120_000;
+    /// A coordinator to dial a worker that wants bytes of the model; then the worker does without it.
+    SUPPLY_COMES = 8_000;
+    /// A worker to take the connection that bytes of the model go over; then it is served none.
+    SUPPLY_DIAL = 5_000;
+    /// Any bytes, or a word, of a node that was asked for bytes of the model; then they are fetched elsewhere.
+    SUPPLY_SILENT = 15_000;
+    /// The same of a node that fetches them from the Hub on the way.
+    SUPPLY_THROUGH = 110_000;
+    /// Between two words of a node that bytes are coming to which it was asked for.
+    SUPPLY_WORD = 1_000;
+    /// The next question for bytes; then the connection is closed.
+    SUPPLY_ASK = 120_000;
+    /// A step to end, before bytes of a model are sent beside it.
+    YIELD = 50;
+    /// After a step, bytes of a model are sent little by little for so long.
+    QUIET = 1_000;
     /// The end of the stage before, whose memory is needed; then the order is refused.
     STAGE_TURN = 100_000;
     /// The ring's other connections once a worker's stage is loaded; then the stage is given up.

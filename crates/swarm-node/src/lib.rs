@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ask;
 pub mod clock;
 mod control;
 mod coordinator;
@@ -19,6 +20,7 @@ mod error;
 mod examine;
 pub mod firewall;
 mod generation;
+mod give;
 mod heal;
 mod link_probe;
 mod local;
@@ -39,6 +41,7 @@ mod setup;
 mod shelf;
 mod stage_loop;
 mod stage_setup;
+mod traffic;
 mod watch;
 mod worker;
 

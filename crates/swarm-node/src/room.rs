@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use swarm_link::{Closer, Identity, LinkError, LinkSettings, dial, shows_code};
 use swarm_ring::{ClockOffset, Health, Heartbeat};
-use swarm_wire::{CloseCode, Control, Hello, NextHop, NodeId, Ping, Stats};
+use swarm_wire::{CloseCode, Control, Epoch, Hello, NextHop, NodeId, Ping, Stats};
 
 use crate::clock::now_us;
 use crate::control::{self, ControlReceiver, ControlSender};
@@ -25,6 +25,8 @@ use crate::worker::spawn;
 const STATS_EVERY: u64 = 4;
 /// News that may wait to be read, each at most a control message; beyond it comes only that a member is lost.
 const NOTES_MAX: usize = 256;
+/// Members that want bytes and are not served yet; what a member wants twice is dropped.
+const WANTS_MAX: usize = 64;
 /// Said of a worker that shows a code while others are there already.
 const UNPAIRED: &str =
     "it is not paired with this computer; `swarm-os pair --join CODE` with the code that it shows";
@@ -74,6 +76,8 @@ pub(crate) struct Circle {
     /// the member that died, so all of them end with any member.
     data_links: Mutex<Vec<Closer>>,
     notes: Sender<Note>,
+    /// Members that want bytes of the model, for a placement.
+    wants: (Sender<(NodeId, Epoch)>, Receiver<(NodeId, Epoch)>),
 }
 
 #[derive(Clone)]
@@ -87,7 +91,7 @@ struct Pinged {
 impl Circle {
     /// Nobody is pinged; news goes to `notes`.
     pub fn new(notes: Sender<Note>) -> Self {
-        Self { pinged: Mutex::default(), data_links: Mutex::default(), notes }
+        Self { pinged: Mutex::default(), data_links: Mutex::default(), notes, wants: bounded(WANTS_MAX) }
     }
 
     /// Tells why a member is lost, once, and ends the ring's links: in this order, so that who finds a link closed
@@ -219,6 +223,11 @@ impl Room {
         for member in &self.members {
             let _ = member.control.send(&Control::Release { reason: reason.to_owned() });
         }
+    }
+
+    /// Who wants bytes of the model.
+    pub fn wants(&self) -> Receiver<(NodeId, Epoch)> {
+        self.circle.wants.1.clone()
     }
 
     pub fn circle(&self) -> Arc<Circle> {
@@ -387,6 +396,10 @@ pub(crate) fn follow(
                     if stats.id > 0 && pulse.asked.swap(0, Ordering::Relaxed) == stats.id =>
                 {
                     *lock(&pulse.stats) = Some(stats);
+                }
+                Ok(Control::Wanting { epoch }) => {
+                    // One that asks more often than it can be served waits in vain.
+                    let _ = circle.wants.0.try_send((node, epoch));
                 }
                 // The next one says more, and nobody reads while this node loads its own layers.
                 Ok(Control::Loading(_)) if circle.notes.len() > NOTES_MAX / 2 => {}

@@ -11,13 +11,15 @@ use swarm_link::{Closer, Connection, LinkError, LinkSettings, dial};
 use swarm_model::{LoadProgress, Stage};
 use swarm_ring::Gate;
 use swarm_text::Tokenizer;
+use swarm_weights::Store;
 use swarm_wire::{
     Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, LoadSource, Loading, NextHop, NodeId,
-    Prepare, Ready, Refused, Stats,
+    Prepare, Ready, Refused, Stats, Supply,
 };
 
+use crate::ask::{LinkSupplier, catalogue};
 use crate::control::{self, ControlSender};
-use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN};
+use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN, SUPPLY_COMES};
 use crate::error::NodeError;
 use crate::machine;
 use crate::outbox::Outbox;
@@ -27,9 +29,11 @@ use crate::shelf::StageKey;
 use crate::stage_loop::{
     Downstream, Inbox, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames,
 };
-use crate::stage_setup::{StageNeed, StageOrder, fetch, find_model, load, meter};
+use crate::stage_setup::{
+    StageNeed, StageOrder, Supplied, WantedModel, fetch, find_model, load, load_source, meter,
+};
 use crate::watch::StageStatus;
-use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
+use crate::worker::{DataLink, Owner, Shared, WorkerEvent, spawn};
 
 /// What happens to a worker's stage.
 #[derive(Clone, Debug)]
@@ -63,6 +67,7 @@ pub(crate) struct StageHandle {
     epoch: Epoch,
     layers: std::ops::Range<usize>,
     links: Sender<DataLink>,
+    supplies: Sender<(Connection, Supply)>,
     begin: Sender<()>,
     joined: Mutex<Vec<DataKind>>,
     closers: Arc<Mutex<Closers>>,
@@ -104,10 +109,11 @@ impl StageHandle {
         shared: &Arc<Shared>,
         control: ControlSender,
         order: Prepare,
-        owner: u64,
+        owner: Owner,
         coordinator: Closer,
     ) -> Result<Self, NodeError> {
         let (links, incoming) = unbounded();
+        let (supplies, supplied) = bounded(1);
         let (begin, started) = bounded(1);
         let (alive, ended) = bounded(0);
         let before = shared.last_stage.lock().unwrap_or_else(PoisonError::into_inner).replace(ended);
@@ -120,6 +126,7 @@ impl StageHandle {
             order,
             owner,
             incoming,
+            supplied,
             started,
             before,
             _alive: alive,
@@ -127,7 +134,7 @@ impl StageHandle {
             counters: counters.clone(),
         };
         spawn("stage", move || body.run(&coordinator))?;
-        Ok(Self { epoch, layers, links, begin, joined: Mutex::default(), closers, counters })
+        Ok(Self { epoch, layers, links, supplies, begin, joined: Mutex::default(), closers, counters })
     }
 
     /// Gives the stage a data connection, one of each kind; a second one is closed.
@@ -141,6 +148,12 @@ impl StageHandle {
         drop(joined);
         Closers::add(&self.closers, connection.closer.clone());
         let _ = self.links.send((kind, connection));
+    }
+
+    /// Gives the stage the connection that its coordinator serves bytes on; one more than was asked for is closed.
+    pub fn supply(&self, connection: Connection, supply: Supply) {
+        Closers::add(&self.closers, connection.closer.clone());
+        let _ = self.supplies.try_send((connection, supply));
     }
 
     /// All stages are loaded: the next one may be dialled.
@@ -205,8 +218,9 @@ struct StageBody {
     shared: Arc<Shared>,
     control: ControlSender,
     order: Prepare,
-    owner: u64,
+    owner: Owner,
     incoming: Receiver<DataLink>,
+    supplied: Receiver<(Connection, Supply)>,
     started: Receiver<()>,
     /// Closes when the stage before this one has ended and its memory is free.
     before: Option<Receiver<()>>,
@@ -274,7 +288,7 @@ impl StageBody {
             Ok((inbox, downstream)) => self.frames(runner, tokenizer.as_ref(), &inbox, downstream),
             Err(error) => (runner, Err(error)),
         };
-        self.shared.shelf.put(self.owner, key, runner.into_stage());
+        self.shared.shelf.put(self.owner.number, key, runner.into_stage());
         ended
     }
 
@@ -344,8 +358,13 @@ impl StageBody {
                 (order.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());
             return Err(NodeError::Numerics { node: "the coordinator".into(), theirs, ours });
         }
-        let checkpoint =
-            find_model(config.model.as_ref(), &order.model, &order.fingerprint.0, order.origin.as_ref())?;
+        let wanted = WantedModel {
+            named: &order.model,
+            fingerprint: &order.fingerprint.0,
+            origin: order.origin.as_ref(),
+        };
+        // As long as the other node is asked first, which ends with the loading.
+        let (checkpoint, _adopted) = find_model(config.model.as_ref(), &wanted, || self.supplied())?;
         self.check_model(&checkpoint)?;
         let stage_order = StageOrder {
             layers: self.layers(),
@@ -380,7 +399,7 @@ impl StageBody {
             Some(stage) => stage,
             None => {
                 fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
-                    progress(done.bytes_done, done.bytes_total, LoadSource::Hub);
+                    progress(done.bytes_done, done.bytes_total, load_source(done.from));
                 })?;
                 let mut read =
                     |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
@@ -395,6 +414,21 @@ impl StageBody {
         let runner = StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, sessions_max);
         let held_bytes_max = need.weights.saturating_add(need.buffers).saturating_add(kv_bytes);
         Ok(Loaded { runner: runner.with_meter(meter), tokenizer, held_bytes_max, key })
+    }
+
+    /// Asks the coordinator to serve bytes of its model, and takes the connection that it dials. Nothing when it does not,
+    /// or has the model in the cache that this worker has, too.
+    fn supplied(&self) -> Option<Supplied> {
+        self.say(&Control::Wanting { epoch: self.order.epoch }).ok()?;
+        let (link, supply) = self.supplied.recv_timeout(SUPPLY_COMES).ok()?;
+        let number = || Store::of_user().number().ok();
+        if supply.fingerprint != self.order.fingerprint
+            || supply.cache.is_some_and(|cache| number() == Some(cache.0))
+        {
+            return None;
+        }
+        let catalogue = catalogue(&supply, self.owner.key);
+        Some((catalogue, Arc::new(LinkSupplier::new("the coordinator".to_owned(), &supply, link))))
     }
 
     /// The order must fit the model and the limits must be the model's.

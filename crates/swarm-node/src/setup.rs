@@ -1,6 +1,7 @@
 //! From a configuration to a connected ring, step by step: open, find, place, order, load, connect.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use swarm_ring::{
     CutStage, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler, SchedulerConfig, Split,
     Timers, plan, plan_cut,
 };
-use swarm_weights::Checkpoint;
+use swarm_weights::{Checkpoint, Promise, Share};
 use swarm_wire::{
     Control, DataKind, Epoch, Fingerprint, KvType, Limits, LoadSource, NextHop, NodeId, Prepare, Role,
 };
@@ -20,6 +21,7 @@ use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
 use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState};
 use crate::error::NodeError;
+use crate::give::{self, Gift, Giving};
 use crate::machine;
 use crate::measure::Survey;
 use crate::outbox::Outbox;
@@ -29,7 +31,7 @@ use crate::runner::StageRunner;
 use crate::serve::dial_data;
 use crate::shelf::{OWN, Shelf, StageKey};
 use crate::stage_loop::{Upstream, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin};
+use crate::stage_setup::{StageNeed, StageOrder, fetch, load, load_source, meter, model_shape, origin};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -187,8 +189,13 @@ pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Re
     let left_out = room.keep(&order);
     let assembly =
         Assembly { config, identity, observer, limits, model, context, placement, epoch, fingerprint, shelf };
+    let share = assembly.share(room);
+    // From before anybody can ask for them until they are here, or cannot be had.
+    let own = placement.stages.first().map_or(0..0, |stage| stage.layers.clone());
+    let promise = share.as_ref().map(|share| share.promise(model, own));
+    let _giving = share.as_ref().and_then(|share| assembly.give(room, share));
     assembly.order_stages(room)?;
-    let runner = assembly.load_own()?;
+    let runner = assembly.load_own(promise)?;
     match assembly.join(room, &runner) {
         Ok((nodes, ring)) => Ok(Assembled { runner, limits, ring, plan, nodes, left_out }),
         Err(error) => {
@@ -329,7 +336,36 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    fn load_own(&self) -> Result<StageRunner, NodeError> {
+    /// The model's files, open to be served to workers. Nothing without workers, or where the files cannot be described:
+    /// then they have to have the model, or fetch it themselves.
+    fn share(&self, room: &Room) -> Option<Arc<Share>> {
+        if room.members.is_empty() {
+            return None;
+        }
+        let share = self.model.share();
+        let told =
+            |error| tracing::warn!("the model is not served to workers: {}", crate::error::chain(&error));
+        share.map_err(told).ok().map(Arc::new)
+    }
+
+    /// Begins to serve workers that want bytes.
+    fn give(&self, room: &Room, share: &Arc<Share>) -> Option<Giving> {
+        let supply = give::supply(self.model, share, self.epoch);
+        let hop = |member: &Member| NextHop { node_id: member.id(), addresses: member.addresses.clone() };
+        let started = supply.and_then(|supply| {
+            Giving::start(Gift {
+                identity: self.identity.clone(),
+                supply,
+                share: share.clone(),
+                members: room.members.iter().map(hop).collect(),
+                wants: room.wants(),
+            })
+        });
+        started.map_err(|error| tracing::warn!("workers are served no bytes: {}", error.chain())).ok()
+    }
+
+    /// Loads this node's own stage. What was promised to others is let go once it is here.
+    fn load_own(&self, promise: Option<Promise<'_>>) -> Result<StageRunner, NodeError> {
         let layers = self.placement.stages.first().map_or(0..0, |stage| stage.layers.clone());
         let order = StageOrder {
             layers,
@@ -344,8 +380,11 @@ impl Assembly<'_> {
         let memory = control::memory_offered_with(self.config.memory_bytes, held);
         let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
         let stage = match kept {
-            Some(stage) => stage,
-            None => self.read(&order)?,
+            Some(stage) => {
+                drop(promise);
+                stage
+            }
+            None => self.read(&order, promise)?,
         };
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
         let profile_dir = self.config.profile_dir.as_deref();
@@ -354,13 +393,14 @@ impl Assembly<'_> {
     }
 
     /// Fetches what is not on this computer, and reads the layers.
-    fn read(&self, order: &StageOrder) -> Result<Stage, NodeError> {
+    fn read(&self, order: &StageOrder, promise: Option<Promise<'_>>) -> Result<Stage, NodeError> {
         let tell = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
             (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
         };
         fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
-            tell(done.bytes_done, done.bytes_total, LoadSource::Hub);
+            tell(done.bytes_done, done.bytes_total, load_source(done.from));
         })?;
+        drop(promise);
         let mut progress = |done: LoadProgress| tell(done.bytes_done, done.bytes_total, LoadSource::Disk);
         load(self.model, order, threads(self.config), None, &mut progress)
     }

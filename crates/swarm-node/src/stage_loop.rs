@@ -23,6 +23,7 @@ use crate::pace::Pace;
 use crate::refusals::Refusals;
 use crate::runner::{Failure, StageRunner};
 use crate::serve::broken_on;
+use crate::traffic::TRAFFIC;
 
 /// Frames that may wait for the compute thread: all batches that a ring of so many stages has on its way, and the
 /// beginning and end of every session. A slow stage must not keep the receiving thread from acknowledging.
@@ -231,7 +232,9 @@ impl StageLoop<'_> {
             inbox.set_waiting(true);
             let Ok(inbound) = inbox.frames.recv() else { return Ok(()) };
             inbox.set_waiting(false);
+            let under_way = TRAFFIC.step();
             self.step(&inbound)?;
+            drop(under_way);
             inbox.recycle(inbound);
         }
     }

@@ -8,8 +8,11 @@ use std::sync::atomic::AtomicBool;
 use swarm_kernels::KvType;
 use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
 use swarm_ring::ModelShape;
-use swarm_weights::{Checkpoint, FetchControl, FetchProgress, ModelRef, Needs, cache};
-use swarm_wire::{Limits, Origin};
+use swarm_weights::{
+    Adopted, Catalogue, Checkpoint, FetchControl, FetchProgress, FetchSource, ModelRef, Needs, Store,
+    Supplier, cache,
+};
+use swarm_wire::{Limits, LoadSource, Origin};
 
 use crate::error::NodeError;
 use crate::profile::{Meter, Profiles, layer_shape};
@@ -148,15 +151,26 @@ pub(crate) fn origin(checkpoint: &Checkpoint) -> Option<Origin> {
     })
 }
 
+/// A model that a worker was ordered to open.
+pub(crate) struct WantedModel<'a> {
+    /// What the coordinator's user called it.
+    pub named: &'a str,
+    pub fingerprint: &'a [u8; 32],
+    pub origin: Option<&'a Origin>,
+}
+
+/// Bytes of a model from another node: how it describes the model, and the way to ask it.
+pub(crate) type Supplied = (Catalogue, Arc<dyn Supplier>);
+
 /// Finds the worker's own copy of the model a coordinator names: the one given at start, else by name among the
-/// models of this computer, else any of them with the same fingerprint, else what a repository published and this
-/// worker can fetch. Paths of a peer are never opened.
+/// models of this computer, else any of them with the same fingerprint; else what `supplied` gives, which is asked only
+/// then; else what a repository published and this worker can fetch. Paths of a peer are never opened.
 pub(crate) fn find_model(
     own: Option<&PathBuf>,
-    named: &str,
-    fingerprint: &[u8; 32],
-    origin: Option<&Origin>,
-) -> Result<Checkpoint, NodeError> {
+    wanted: &WantedModel<'_>,
+    supplied: impl FnOnce() -> Option<Supplied>,
+) -> Result<(Checkpoint, Option<Adopted>), NodeError> {
+    let &WantedModel { named, fingerprint, origin } = wanted;
     let is_it = |checkpoint: &Checkpoint| -> Result<bool, NodeError> {
         let same = |hash: &[u8; 32]| checkpoint.is_model(hash);
         Ok(same(fingerprint)? || origin.is_some_and(|origin| matches!(same(&origin.fingerprint.0), Ok(true))))
@@ -168,7 +182,7 @@ pub(crate) fn find_model(
     if let Some(path) = own {
         let checkpoint = Checkpoint::open(path)?;
         if is_it(&checkpoint)? {
-            return Ok(checkpoint);
+            return Ok((checkpoint, None));
         }
         return Err(NodeError::Request(format!(
             "this worker holds {}, which is not the coordinator's {}; start both with the same files",
@@ -182,22 +196,58 @@ pub(crate) fn find_model(
     let mut candidates: Vec<PathBuf> = by_commit.into_iter().chain(by_name).collect();
     candidates.extend(cache::list().into_iter().map(|entry| entry.path));
     if let Some(found) = candidates.iter().find_map(matches) {
-        return Ok(found);
+        return Ok((found, None));
+    }
+    let mut adopted = None;
+    if let Some((catalogue, supplier)) = supplied() {
+        match adopt(&catalogue, supplier, &is_it) {
+            Ok(found) => return Ok(found),
+            Err(error) => {
+                tracing::warn!(
+                    "the coordinator's {} is not taken over: {}",
+                    named.escape_debug(),
+                    error.chain()
+                );
+                adopted = Some(error);
+            }
+        }
     }
     let none_here =
         format!("no model on this worker has the same weights as the coordinator's {}", named.escape_debug());
     let Some(published) = published else {
+        if let Some(error) = adopted {
+            return Err(error);
+        }
         return Err(NodeError::Request(format!(
             "{none_here}; copy its files here and start the worker with --model PATH"
         )));
     };
     let checkpoint = Checkpoint::open(&cache::resolve_for(&published, Needs::WeightsOnly)?)?;
     if is_it(&checkpoint)? {
-        return Ok(checkpoint);
+        return Ok((checkpoint, None));
     }
     Err(NodeError::Request(format!(
         "{none_here}, and {} has other tensors here; are both nodes of one version?",
         published.escape_debug()
+    )))
+}
+
+/// Opens a model that another node describes and supplies.
+fn adopt(
+    catalogue: &Catalogue,
+    supplier: Arc<dyn Supplier>,
+    is_it: &dyn Fn(&Checkpoint) -> Result<bool, NodeError>,
+) -> Result<(Checkpoint, Option<Adopted>), NodeError> {
+    let layers = 0..0;
+    let failed = |source| NodeError::Fetch { layers, source: Box::new(source) };
+    let adopted = Store::of_user().adopt(catalogue, supplier).map_err(failed)?;
+    let checkpoint = Checkpoint::open(&adopted.path)?;
+    if is_it(&checkpoint)? {
+        return Ok((checkpoint, Some(adopted)));
+    }
+    Err(NodeError::Request(format!(
+        "what the coordinator handed over of {} is another model than it named; are both nodes of one version?",
+        catalogue.name
     )))
 }
 
@@ -207,6 +257,14 @@ fn published(origin: &Origin) -> Option<String> {
     let name = ModelRef::parse(&format!("{}@{}{file}", origin.repository, origin.commit))?;
     // A branch would be another model tomorrow.
     (name.id == origin.repository && name.is_pinned()).then(|| name.to_string())
+}
+
+/// Where fetched bytes come from, as the wire spells it.
+pub(crate) fn load_source(from: FetchSource) -> LoadSource {
+    match from {
+        FetchSource::Hub => LoadSource::Hub,
+        FetchSource::Peer => LoadSource::Peer,
+    }
 }
 
 /// Fetches what the stage needs and what is not on this computer.

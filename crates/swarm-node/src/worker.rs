@@ -15,7 +15,8 @@ use swarm_link::{
     own_address,
 };
 use swarm_wire::{
-    Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, Pong, Refused, Role,
+    Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, NodeId, Pong, Refused,
+    Role, Supply,
 };
 
 use crate::clock::now_us;
@@ -168,9 +169,19 @@ impl Drop for Place {
     }
 }
 
+/// The coordinator that a stage is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    /// Its number here: each connection has another one.
+    pub number: u64,
+    pub node: NodeId,
+    /// The static key of its machine.
+    pub key: [u8; 32],
+}
+
 /// The stage that is being served, and who owns it.
 struct Slot {
-    owner: u64,
+    owner: Owner,
     epoch: Epoch,
     stage: StageHandle,
 }
@@ -359,6 +370,7 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
         return;
     }
     match Control::decode(&first) {
+        Ok(Control::Supply(supply)) => supplied(shared, connection, *supply),
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
         Ok(Control::Probe) => serve_probe(connection),
         Ok(Control::Examine(question)) => {
@@ -402,6 +414,17 @@ fn data(shared: &Shared, mut connection: Connection, hello: &DataHello) {
     }
 }
 
+/// A coordinator's connection for bytes goes to the stage it belongs to, or is closed.
+fn supplied(shared: &Shared, mut connection: Connection, supply: Supply) {
+    let from = control::wire_id(connection.peer.node);
+    match &*lock(&shared.slot) {
+        Some(slot) if slot.epoch == supply.epoch && slot.owner.node == from => {
+            slot.stage.supply(connection, supply);
+        }
+        _ => shared.refusals.tell(&mut connection.sender, supply.epoch, CloseCode::Epoch),
+    }
+}
+
 /// Serves a coordinator until its control connection ends.
 fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     let (peer, sender, mut receiver, closer) = control::split(connection);
@@ -417,16 +440,17 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
     }
     // A name that cannot be written down is asked for at the next meeting.
     let _ = shared.identity.note_met(&peer.static_key, &hello.name);
-    let Some(owner) = enrol(shared, &sender, &closer) else {
+    let Some(number) = enrol(shared, &sender, &closer) else {
         // Stopped just after the welcome: this coordinator was not among those that were told.
         let _ = sender.send(&Control::Bye);
         return;
     };
+    let owner = Owner { number, node: hello.node_id, key: peer.static_key };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
-    lock(&shared.connections).coordinators.remove(&owner);
-    release(shared, owner);
-    shared.shelf.close(owner);
+    lock(&shared.connections).coordinators.remove(&number);
+    release(shared, number);
+    shared.shelf.close(number);
     (shared.observer)(WorkerEvent::Left { coordinator: name, why });
 }
 
@@ -455,7 +479,7 @@ fn control_loop(
     shared: &Arc<Shared>,
     sender: &ControlSender,
     receiver: &mut ControlReceiver,
-    owner: u64,
+    owner: Owner,
     closer: &Closer,
 ) -> String {
     loop {
@@ -487,14 +511,14 @@ fn control_loop(
             },
             Control::Start { epoch } => {
                 if let Some(slot) = &*lock(&shared.slot)
-                    && (slot.owner, slot.epoch) == (owner, epoch)
+                    && (slot.owner.number, slot.epoch) == (owner.number, epoch)
                 {
                     slot.stage.start();
                 }
                 Ok(())
             }
             Control::Measure(request) => {
-                let busy = lock(&shared.slot).as_ref().is_some_and(|slot| slot.owner != owner);
+                let busy = lock(&shared.slot).as_ref().is_some_and(|slot| slot.owner.number != owner.number);
                 answer_measure(shared, sender, *request, busy);
                 Ok(())
             }
@@ -503,7 +527,7 @@ fn control_loop(
                 sender.send(&Control::Stats(swarm_wire::Stats { id, ..stats }))
             }
             Control::Release { .. } => {
-                release(shared, owner);
+                release(shared, owner.number);
                 Ok(())
             }
             Control::Bye => return "it said goodbye".to_owned(),
@@ -525,11 +549,11 @@ fn prepare(
     shared: &Arc<Shared>,
     sender: &ControlSender,
     order: &swarm_wire::Prepare,
-    owner: u64,
+    owner: Owner,
     closer: &Closer,
 ) -> Result<(), NodeError> {
     let mut slot = lock(&shared.slot);
-    if slot.as_ref().is_some_and(|slot| slot.owner != owner) {
+    if slot.as_ref().is_some_and(|slot| slot.owner.number != owner.number) {
         return Err(NodeError::Refused {
             node: "this worker".into(),
             blame: Blame::Link,
@@ -538,7 +562,7 @@ fn prepare(
     }
     // An earlier stage of the same coordinator goes first; its weights stay if they are the same.
     slot.take();
-    shared.shelf.open(owner);
+    shared.shelf.open(owner.number);
     let stage = StageHandle::begin(shared, sender.clone(), order.clone(), owner, closer.clone())?;
     *slot = Some(Slot { owner, epoch: order.epoch, stage });
     Ok(())
@@ -546,7 +570,7 @@ fn prepare(
 
 fn release(shared: &Shared, owner: u64) {
     let mut slot = lock(&shared.slot);
-    if slot.as_ref().is_some_and(|slot| slot.owner == owner) {
+    if slot.as_ref().is_some_and(|slot| slot.owner.number == owner) {
         slot.take();
     }
 }

@@ -24,6 +24,7 @@ mod layout;
 mod mmap;
 mod open;
 pub mod safetensors;
+mod share;
 mod source;
 pub mod store;
 mod tokenizer;
@@ -35,6 +36,10 @@ pub use gguf::GgufVocab;
 pub use hub::ModelRef;
 pub use layout::{EMBED, HEAD, NORM, TensorInfo};
 pub use mmap::MmapSource;
+pub use share::{Found, Promise, Share, SharedFile};
 pub use source::{FileSource, Opener, Source, SourceError};
-pub use store::{FetchControl, FetchProgress, Needs, Store, StoreError};
+pub use store::{
+    Adopted, Brought, Catalogue, FetchControl, FetchProgress, FetchSource, Needs, PIECE_BYTES, Store,
+    StoreError, Supplier, SupplyAsk, Take,
+};
 pub use tokenizer::TokenizerFiles;

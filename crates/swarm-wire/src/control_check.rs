@@ -1,9 +1,10 @@
 //! The ranges of control message fields.
 
-use crate::control::{Control, ControlError, Hello, Prepare, Stats};
+use crate::control::{Control, ControlError, Hello, Origin, Prepare, Stats};
 use crate::examine::{validate_examine, validate_examined};
 use crate::frame::TIME_US_MAX;
 use crate::measure::{validate_measure, validate_measured};
+use crate::supply::validate_supply;
 
 /// Longest control message.
 pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
@@ -21,13 +22,13 @@ pub const REASON_CHARS_MAX: usize = 4096;
 pub const ADDRESSES_MAX: usize = 16;
 
 /// Byte counts above this are no machine of this world, and sums of them do not overflow.
-const BYTES_MAX: u64 = 1 << 50;
+pub(crate) const BYTES_MAX: u64 = 1 << 50;
 const LAYERS_MAX: u32 = 1 << 12;
 const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
 /// The names of all kinds, so that an unknown one is told apart from a malformed one.
-pub const CONTROL_KINDS: [&str; 19] = [
+pub const CONTROL_KINDS: [&str; 22] = [
     "hello",
     "welcome",
     "prepare",
@@ -47,6 +48,9 @@ pub const CONTROL_KINDS: [&str; 19] = [
     "probe",
     "examine",
     "examined",
+    "supply",
+    "fetch",
+    "wanting",
 ];
 
 pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
@@ -101,8 +105,11 @@ impl Control {
             Self::Measured(measured) => validate_measured(measured),
             Self::Examine(examine) => validate_examine(examine),
             Self::Examined(examined) => validate_examined(examined),
+            Self::Supply(supply) => validate_supply(supply),
+            Self::Fetch(fetch) => fetch.origin.iter().try_for_each(validate_origin),
             Self::Start { .. }
             | Self::Started { .. }
+            | Self::Wanting { .. }
             | Self::StatsRequest { .. }
             | Self::Probe
             | Self::Bye => Ok(()),
@@ -125,13 +132,15 @@ pub(crate) fn validate_hello(hello: &Hello) -> Result<(), ControlError> {
     models.iter().try_for_each(|model| text("models", model, MODEL_CHARS_MAX))
 }
 
+pub(crate) fn validate_origin(origin: &Origin) -> Result<(), ControlError> {
+    text("origin.repository", &origin.repository, MODEL_CHARS_MAX)?;
+    text("origin.commit", &origin.commit, TAG_CHARS_MAX)?;
+    text("origin.file", origin.file.as_deref().unwrap_or_default(), MODEL_CHARS_MAX)
+}
+
 fn validate_prepare(prepare: &Prepare) -> Result<(), ControlError> {
     text("model", &prepare.model, MODEL_CHARS_MAX)?;
-    if let Some(origin) = &prepare.origin {
-        text("origin.repository", &origin.repository, MODEL_CHARS_MAX)?;
-        text("origin.commit", &origin.commit, TAG_CHARS_MAX)?;
-        text("origin.file", origin.file.as_deref().unwrap_or_default(), MODEL_CHARS_MAX)?;
-    }
+    prepare.origin.iter().try_for_each(validate_origin)?;
     text("numerics", &prepare.numerics, TAG_CHARS_MAX)?;
     between("layers_total", prepare.layers_total.into(), 1, LAYERS_MAX.into())?;
     let layers = prepare.layers;

@@ -4,6 +4,8 @@
 //! layout with raw f32 rows, written once per hop and step. The *control plane* ([`Control`]) is
 //! JSON, read by people in logs and tolerant of fields a newer build adds.
 //!
+//! Weights travel on connections of their own ([`Ask`], [`Answer`]).
+//!
 //! Invariants of this room:
 //! - Every decoder is total: any byte string gives a message or an error, never a panic.
 //! - Nothing is allocated before the length that asks for it was held against a limit. The frame
@@ -14,6 +16,7 @@
 
 mod ack;
 mod blame;
+mod bulk;
 mod closing;
 mod control;
 mod control_check;
@@ -27,9 +30,11 @@ mod ids;
 mod limits;
 mod measure;
 mod sampling;
+mod supply;
 
 pub use ack::{ACK_BYTES, Ack};
 pub use blame::Blame;
+pub use bulk::{Answer, Ask, BULK_BYTES_MAX, PIECE_BYTES_MAX, PIECE_HEAD_BYTES, PIECES_MAX, PieceRange};
 pub use closing::{CloseCode, Closing, Receipt};
 pub use control::{
     Control, ControlError, Hello, KvType, LayerRange, LoadSource, Loading, NextHop, Origin, Ping, Pong,
@@ -51,8 +56,9 @@ pub use ids::{Epoch, Fingerprint, IdError, NodeId, Position, SessionId};
 pub use limits::{FRAME_BYTES_CAP, Limits, LimitsError};
 pub use measure::{LayerShape, MatrixShape, Measure, Measured, MeasuredLink, TARGETS_MAX};
 pub use sampling::{Sampling, SamplingError};
+pub use supply::{FILES_MAX, Fetch, SuppliedFile, Supply};
 
 /// Two nodes with another major number cannot talk; both versions are named in the refusal.
 pub const PROTOCOL_MAJOR: u32 = 2;
 /// A higher minor number only adds control messages or fields that an older build may ignore.
-pub const PROTOCOL_MINOR: u32 = 0;
+pub const PROTOCOL_MINOR: u32 = 1;

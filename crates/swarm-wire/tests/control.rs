@@ -7,10 +7,10 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Hello,
-    KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fetch, Fingerprint,
+    Hello, KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
     MeasuredLink, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready,
-    Refused, Role, Stats,
+    Refused, Role, Stats, SuppliedFile, Supply,
 };
 
 const LIMITS: Limits =
@@ -49,6 +49,42 @@ fn prepare() -> Prepare {
         threads: None,
         numerics: "swarm-numerics-1".into(),
     }
+}
+
+fn supply() -> Supply {
+    let file = |name: &str, small| SuppliedFile { name: name.into(), bytes: 99, tag: None, small };
+    Supply {
+        epoch: Epoch(3),
+        fingerprint: Fingerprint([9; 32]),
+        name: "toy".into(),
+        origin: None,
+        cache: None,
+        files: vec![file("config.json", true), file("model.safetensors", false)],
+    }
+}
+
+fn any_supply() -> impl Strategy<Value = Supply> {
+    let file = (".{0,20}", 0u64..=1 << 50, option::of("[0-9a-f]{40}"), any::<bool>());
+    (any::<u32>(), any::<[u8; 32]>(), ".{0,80}", vec(file, 1..5), any::<bool>()).prop_map(
+        |(epoch, id, name, files, has_cache)| {
+            let files = files.into_iter().enumerate();
+            let file = |(index, (name, bytes, tag, small))| SuppliedFile {
+                name: format!("{index}{name}"),
+                bytes,
+                tag,
+                small,
+            };
+            let (fingerprint, cache) = (Fingerprint(id), has_cache.then_some(Fingerprint(id)));
+            Supply {
+                epoch: Epoch(epoch),
+                fingerprint,
+                name,
+                origin: None,
+                cache,
+                files: files.map(file).collect(),
+            }
+        },
+    )
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
@@ -126,6 +162,9 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_hello().prop_map(Control::Hello),
         any_hello().prop_map(Control::Welcome),
         any_prepare().prop_map(|prepare| Control::Prepare(Box::new(prepare))),
+        any_supply().prop_map(|supply| Control::Supply(Box::new(supply))),
+        any_supply()
+            .prop_map(|supply| Control::Fetch(Fetch { fingerprint: supply.fingerprint, origin: None })),
         (0u64..1 << 40, 0u64..1 << 40).prop_map(|(a, b)| Control::Loading(Loading {
             bytes_done: a.min(b),
             bytes_total: a.max(b),
@@ -284,6 +323,9 @@ fn every_kind_is_known_to_the_decoder() {
         Control::StatsRequest { id: 4 },
         Control::Stats(Stats::default()),
         Control::Release { reason: "done".into() },
+        Control::Supply(Box::new(supply())),
+        Control::Wanting { epoch: Epoch(1) },
+        Control::Fetch(Fetch { fingerprint: Fingerprint([9; 32]), origin: None }),
         Control::Bye,
     ];
     for message in messages {
@@ -358,6 +400,24 @@ fn fields_out_of_range_are_named() {
     ];
     for (field, prepare) in prepares {
         assert_eq!(refused_field(&Control::Prepare(Box::new(prepare))), field);
+    }
+    let base = supply();
+    let file = base.files[0].clone();
+    let supplies = [
+        ("files", Supply { files: Vec::new(), ..base.clone() }),
+        ("files", Supply { files: vec![file.clone(), file.clone()], ..base.clone() }),
+        (
+            "files.bytes",
+            Supply { files: vec![SuppliedFile { bytes: u64::MAX, ..file.clone() }], ..base.clone() },
+        ),
+        (
+            "files.name",
+            Supply { files: vec![SuppliedFile { name: "x".repeat(257), ..file }], ..base.clone() },
+        ),
+        ("name", Supply { name: "x".repeat(513), ..base }),
+    ];
+    for (field, supply) in supplies {
+        assert_eq!(refused_field(&Control::Supply(Box::new(supply))), field);
     }
     assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
     assert_eq!(

@@ -113,6 +113,14 @@ impl HubClient {
         })
     }
 
+    /// Asks once, without patience, whether anybody answers for a file; what the answer is does not matter.
+    ///
+    /// # Errors
+    /// [`HubError::Unreachable`], [`HubError::Offline`].
+    pub(crate) fn knock(&self, file: &RemoteFile) -> Result<(), HubError> {
+        self.send(&self.url(file), Some(&(0..1)), &file.label()).map(drain)
+    }
+
     /// Brings `range` of a file of known size into `sink`, in order, each byte once. Goes on where a connection ended;
     /// fails when `retry.failures_max` tries in a row brought nothing.
     ///

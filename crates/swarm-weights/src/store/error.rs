@@ -31,6 +31,14 @@ pub enum StoreError {
     NoSuchFile { id: String, wanted: String, choices: Vec<String> },
     #[error("{id} is no model that this program reads: {why}")]
     NotAModel { id: String, why: String },
+    #[error("{node} does not supply bytes of the model")]
+    Supply { node: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(
+        "{bytes} bytes of {file} came from no node, and there is no Hub that has them; ask the coordinator's user for the files"
+    )]
+    NotSupplied { file: String, bytes: u64 },
+    #[error("{file} is of no repository")]
+    NoHub { file: String },
     #[error("it was called off")]
     Aborted,
 }
@@ -43,6 +51,11 @@ impl StoreError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, need },
             _ => Self::Io { what, path, source },
         }
+    }
+
+    /// Nobody could be asked.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Hub(error) | Self::Fetch { source: error, .. } if error.is_unreachable())
     }
 
     /// The bytes that are missing in all, where a full disk is the cause.

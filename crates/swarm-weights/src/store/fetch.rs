@@ -6,20 +6,30 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::StoreError;
 use super::file::{StoredFile, Writer};
 use super::pieces::{self, Job};
+use super::{StoreError, supply};
 use crate::hub::HubError;
 
 /// Longest time between two words of progress, also when nothing comes.
 const NEWS: Duration = Duration::from_millis(250);
 
-/// How far fetching has come.
+/// Where bytes are fetched from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FetchSource {
+    #[default]
+    Hub,
+    /// Other nodes.
+    Peer,
+}
+
+/// How far fetching has come. Each source is counted on its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FetchProgress {
     pub bytes_done: u64,
     /// What was missing when it began.
     pub bytes_total: u64,
+    pub from: FetchSource,
 }
 
 /// How fetching is watched and called off.
@@ -38,21 +48,91 @@ pub(crate) fn all(
     };
     let connections = first.folder.client.settings().connections.max(1);
     let bytes_total = files.iter().map(|(file, wanted)| pieces::bytes(&file.missing(wanted))).sum();
-    let waiting = FetchProgress { bytes_done: 0, bytes_total };
+    let waiting = FetchProgress { bytes_done: 0, bytes_total, from: FetchSource::Hub };
     let _writing = first.folder.write_lock(control.abort, &mut || (control.progress)(waiting))?;
     let mut writers = Vec::new();
     for (file, wanted) in files {
         writers.push((file.writer()?, wanted)); // which takes note of what others fetched meanwhile
     }
+    let suppliers = first.folder.suppliers();
+    for supplier in &suppliers {
+        supply::from_supplier(&**supplier, &writers, false, control)?;
+    }
+    let hub = if first.folder.has_hub() {
+        from_hub(first, &writers, connections, !suppliers.is_empty(), control)
+    } else {
+        Ok(())
+    };
+    if hub.as_ref().is_err_and(|error| !error.is_unreachable()) {
+        return hub;
+    }
+    // A node that can reach the Hub fetches for one that cannot.
+    for supplier in &suppliers {
+        supply::from_supplier(&**supplier, &writers, true, control)?;
+    }
+    let left: u64 =
+        writers.iter().map(|(writer, wanted)| pieces::bytes(&writer.stored.missing(wanted))).sum();
+    match hub {
+        _ if left == 0 => Ok(()),
+        Ok(()) => Err(StoreError::NotSupplied { file: first.remote.path.clone(), bytes: left }),
+        error => error,
+    }
+}
+
+/// Fetches from the Hub what is missing. With `others` to turn to, a Hub that does not answer is asked once.
+fn from_hub(
+    first: &StoredFile,
+    writers: &[(Writer<'_>, &Vec<Range<u64>>)],
+    connections: usize,
+    others: bool,
+    control: &mut FetchControl<'_>,
+) -> Result<(), StoreError> {
     let mut work: Vec<(&Writer<'_>, Job)> = Vec::new();
     let mut bytes_total = 0_u64;
-    for (writer, wanted) in &writers {
+    for (writer, wanted) in writers {
         let missing = writer.stored.missing(wanted);
         bytes_total = bytes_total.saturating_add(pieces::bytes(&missing));
         work.extend(pieces::jobs(&missing).into_iter().map(|job| (writer, job)));
     }
+    if work.is_empty() {
+        return Ok(());
+    }
+    if others {
+        let file = first.remote.label();
+        first.folder.client.knock(&first.remote).map_err(|source| StoreError::Fetch { file, source })?;
+    }
     let fetch = Fetch { bytes_total, done: AtomicU64::new(0), stop: AtomicBool::new(false) };
     fetch.run(work, connections, control)
+}
+
+/// Brings `wanted` pieces of a file from the Hub to `each` and keeps nothing; false from `each` ends it.
+pub(crate) fn through(
+    file: &StoredFile,
+    wanted: &[Range<u64>],
+    each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
+) -> Result<(), StoreError> {
+    if !file.folder.has_hub() {
+        return Err(StoreError::NoHub { file: file.remote.path.clone() });
+    }
+    let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(()) };
+    let range = first.start..last.end.min(file.remote.size.unwrap_or(u64::MAX));
+    let mut keep = |range: &Range<u64>, bytes: &[u8]| match each(range, bytes) {
+        true => Ok(()),
+        false => Err(StoreError::Aborted),
+    };
+    let mut keeper =
+        Keeper { keep: &mut keep, pieces: wanted.iter().cloned(), piece: 0..0, bytes: Vec::new() };
+    let came = file.folder.client.range(
+        &file.remote,
+        range,
+        &mut |offset, bytes| keeper.take(offset, bytes).map(drop).map_err(|_| HubError::Aborted),
+        &AtomicBool::new(false),
+    );
+    match came {
+        Ok(()) => Ok(()),
+        Err(HubError::Aborted) => Err(StoreError::Aborted),
+        Err(source) => Err(StoreError::Fetch { file: file.remote.label(), source }),
+    }
 }
 
 /// Fetches one range, for somebody who reads it now.
@@ -117,13 +197,14 @@ impl Fetch {
 
     fn progress(&self) -> FetchProgress {
         let bytes_done = self.done.load(Ordering::Relaxed).min(self.bytes_total);
-        FetchProgress { bytes_done, bytes_total: self.bytes_total }
+        FetchProgress { bytes_done, bytes_total: self.bytes_total, from: FetchSource::Hub }
     }
 
     fn job(&self, writer: &Writer<'_>, job: &Job) -> Result<(), StoreError> {
         let file = &writer.stored.remote;
+        let mut keep = |range: &Range<u64>, bytes: &[u8]| writer.put(range.start, bytes);
         let mut keeper =
-            Keeper { writer, pieces: job.pieces.iter().cloned(), piece: 0..0, bytes: Vec::new() };
+            Keeper { keep: &mut keep, pieces: job.pieces.iter().cloned(), piece: 0..0, bytes: Vec::new() };
         let mut failed = None;
         let came = writer.stored.folder.client.range(
             file,
@@ -149,7 +230,8 @@ impl Fetch {
 
 /// Sorts bytes that come in order into pieces, and drops what lies between them.
 struct Keeper<'a, I> {
-    writer: &'a Writer<'a>,
+    /// Takes a whole piece.
+    keep: &'a mut dyn FnMut(&Range<u64>, &[u8]) -> Result<(), StoreError>,
     pieces: I,
     /// The piece in the making.
     piece: Range<u64>,
@@ -177,7 +259,7 @@ impl<I: Iterator<Item = Range<u64>>> Keeper<'_, I> {
             rest = after;
             kept += want as u64;
             if self.bytes.len() as u64 == self.piece.end - self.piece.start {
-                self.writer.put(self.piece.start, &self.bytes)?;
+                (self.keep)(&self.piece, &self.bytes)?;
                 self.bytes.clear();
                 self.piece = 0..0;
             }

@@ -6,11 +6,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::folder::{Folder, write_whole};
 use super::manifest::{self, HEADER_BYTES, RECORD_BYTES, Record};
-use super::{StoreError, fetch, pieces};
+use super::{StoreError, fetch, pieces, supply};
 use crate::hub::RemoteFile;
 use crate::source::{FileSource, Source, SourceError, check_range};
 
@@ -34,6 +35,8 @@ pub(crate) struct StoredFile {
     pub folder: Arc<Folder>,
     pub remote: RemoteFile,
     index: Mutex<Index>,
+    /// A piece came.
+    came: Condvar,
 }
 
 #[derive(Default)]
@@ -108,6 +111,7 @@ impl StoredFile {
             folder,
             remote,
             index,
+            came: Condvar::new(),
         };
         file.reload()?;
         Ok(file)
@@ -154,6 +158,34 @@ impl StoredFile {
         pieces::missing(wanted, &self.present())
     }
 
+    /// Reads a piece for another node, and tells its digest; `None` when it is not here whole. One that is a record is
+    /// not held against its digest here: whoever gets it does that.
+    pub fn held_piece(&self, range: &Range<u64>, out: &mut Vec<u8>) -> Result<Option<[u8; 32]>, SourceError> {
+        let found = self.index().at(range.start);
+        let Some(record) = found.map(|held| held.record) else { return Ok(None) };
+        if !self.missing(std::slice::from_ref(range)).is_empty() {
+            return Ok(None);
+        }
+        out.resize(usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX), 0);
+        if (record.offset, record.end()) == (range.start, range.end) {
+            self.source.read_at(range.start, out)?;
+            return Ok(Some(record.hash));
+        }
+        self.read_at(range.start, out)?;
+        Ok(Some(*blake3::hash(out).as_bytes()))
+    }
+
+    /// Waits until a piece came or somebody said that none will, or for `within`.
+    pub fn wait(&self, within: Duration) {
+        // A wake-up too early costs a look.
+        drop(self.came.wait_timeout(self.index(), within));
+    }
+
+    /// Wakes those who wait.
+    pub fn wake(&self) {
+        self.came.notify_all();
+    }
+
     /// Makes ready for [`StoredFile::put`]. Only while nobody else writes.
     pub fn writer(&self) -> Result<Writer<'_>, StoreError> {
         self.mend()?;
@@ -187,6 +219,13 @@ impl StoredFile {
         let corrupt =
             || StoreError::Corrupt { path: self.path.clone(), offset: record.offset, end: record.end() };
         let _writing = self.folder.write_lock(&AtomicBool::new(false), &mut || {})?;
+        if let Some(bytes) = supply::again_from(&self.folder.suppliers(), &self.remote.path, record) {
+            self.writer()?.put(record.offset, &bytes)?;
+            return Ok(bytes);
+        }
+        if !self.folder.has_hub() {
+            return Err(corrupt());
+        }
         let mut bytes = Vec::new();
         let range = record.offset..record.end();
         let fetched = self.folder.client.range(
@@ -238,7 +277,12 @@ pub(crate) struct Writer<'a> {
 impl Writer<'_> {
     /// Keeps a piece: first its bytes, then the word that they are there.
     pub fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
-        let record = Record::new(offset, bytes);
+        self.put_checked(Record::new(offset, bytes), bytes)
+    }
+
+    /// The same for bytes that were held against the digest of their record just now.
+    pub fn put_checked(&self, record: Record, bytes: &[u8]) -> Result<(), StoreError> {
+        let offset = record.offset;
         let need = bytes.len() as u64;
         let path = &self.stored.path;
         write_at(&self.data, bytes, offset).map_err(|source| StoreError::io("write", path, need, source))?;
@@ -249,6 +293,7 @@ impl Writer<'_> {
         }
         drop(ranges);
         self.stored.index().insert(record, true);
+        self.stored.wake();
         Ok(())
     }
 }

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
+use super::file::ranges_path;
+use super::supply::Supplier;
 use crate::hub::{HubClient, Listed, Listing, RemoteFile, is_commit, pause};
 
 /// Says that a folder belongs to the store, and of what.
@@ -29,6 +31,12 @@ pub(super) struct Repo {
     pub id: String,
     pub commit: String,
     pub files: BTreeMap<String, Listed>,
+    /// Another node told of it: there may be more files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// Of files that somebody handed over and no repository has: the digest of the model, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
 }
 
 /// A folder of the store, in use as long as this value lives.
@@ -36,6 +44,8 @@ pub(crate) struct Folder {
     pub path: PathBuf,
     pub(super) repo: Repo,
     pub client: Arc<HubClient>,
+    /// Other nodes that bytes of it are asked of before the Hub.
+    suppliers: Mutex<Vec<Arc<dyn Supplier>>>,
     _in_use: File,
 }
 
@@ -47,15 +57,59 @@ impl Folder {
         listing: &Listing,
         client: Arc<HubClient>,
     ) -> Result<Self, StoreError> {
+        let repo = Repo {
+            id: id.to_owned(),
+            commit: listing.commit.clone(),
+            files: listing.files.clone(),
+            partial: false,
+            fingerprint: None,
+        };
+        Self::found(path, &repo, client)
+    }
+
+    /// Makes the folder of what `repo` says, or opens the one that is there; what another node told is replaced by what
+    /// the Hub says.
+    pub(super) fn found(path: &Path, repo: &Repo, client: Arc<HubClient>) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(|source| StoreError::io("make the folder", path, 0, source))?;
-        let repo = Repo { id: id.to_owned(), commit: listing.commit.clone(), files: listing.files.clone() };
         let file = path.join(REPO_FILE);
-        if !file.exists() {
-            let json = serde_json::to_vec_pretty(&repo)
+        let told = Self::read(path).ok().filter(|told| told.partial && !repo.partial);
+        if told.is_some() || !file.exists() {
+            if let Some(told) = told {
+                forget_other_lengths(path, &told, repo)?;
+            }
+            let json = serde_json::to_vec_pretty(repo)
                 .map_err(|error| StoreError::Damaged { path: file.clone(), why: error.to_string() })?;
             write_whole(&file, &json)?;
         }
         Self::open(path, client)
+    }
+
+    /// Asks `supplier` first from now on.
+    pub fn attach(&self, supplier: Arc<dyn Supplier>) {
+        self.lock_suppliers().push(supplier);
+    }
+
+    pub fn detach(&self, supplier: &Arc<dyn Supplier>) {
+        self.lock_suppliers().retain(|other| !Arc::ptr_eq(other, supplier));
+    }
+
+    pub fn suppliers(&self) -> Vec<Arc<dyn Supplier>> {
+        self.lock_suppliers().clone()
+    }
+
+    fn lock_suppliers(&self) -> MutexGuard<'_, Vec<Arc<dyn Supplier>>> {
+        self.suppliers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the Hub has these files.
+    pub fn has_hub(&self) -> bool {
+        self.repo.fingerprint.is_none()
+    }
+
+    /// The digest of a model that somebody handed over, where `path` lies in its folder.
+    pub fn fingerprint_of(path: &Path) -> Option<[u8; 32]> {
+        let text = Self::read(Self::around(path)?).ok()?.fingerprint?;
+        Some(*blake3::Hash::from_hex(text).ok()?.as_bytes())
     }
 
     /// Opens a folder that is there.
@@ -66,7 +120,7 @@ impl Folder {
         in_use.lock_shared().map_err(|source| StoreError::io("lock", &file, 0, source))?;
         // The time of the last use decides what is removed first. Without it, older folders go first.
         let _ = in_use.set_modified(SystemTime::now());
-        Ok(Self { path: path.to_owned(), repo, client, _in_use: in_use })
+        Ok(Self { path: path.to_owned(), repo, client, suppliers: Mutex::default(), _in_use: in_use })
     }
 
     /// What a folder of the store holds; an error when it is none.
@@ -179,6 +233,21 @@ impl Folder {
         write_whole(&path, &bytes)?;
         Ok(true)
     }
+}
+
+/// Removes files that another node told to be longer or shorter than they are.
+fn forget_other_lengths(path: &Path, told: &Repo, now: &Repo) -> Result<(), StoreError> {
+    for (name, listed) in &told.files {
+        let size = now.files.get(name).and_then(|file| file.size);
+        if size.is_some() && size != listed.size {
+            let file = path.join(name);
+            let list = ranges_path(&file);
+            for file in [list, file].iter().filter(|file| file.exists()) {
+                fs::remove_file(file).map_err(|source| StoreError::io("remove", file, 0, source))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn open_lock(path: &Path) -> Result<File, StoreError> {

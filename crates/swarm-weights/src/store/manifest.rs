@@ -29,6 +29,12 @@ impl Record {
         Self { offset, len, hash: *blake3::hash(bytes).as_bytes() }
     }
 
+    /// The record of bytes whose digest is known.
+    pub fn known(offset: u64, bytes: &[u8], hash: [u8; 32]) -> Self {
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        Self { offset, len, hash }
+    }
+
     /// One past its last byte.
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.len.into())

@@ -19,19 +19,23 @@ mod file;
 mod folder;
 mod manifest;
 mod pieces;
+mod supply;
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 pub use error::StoreError;
-pub(crate) use fetch::all as fetch_all;
-pub use fetch::{FetchControl, FetchProgress};
+pub use fetch::{FetchControl, FetchProgress, FetchSource};
+pub(crate) use fetch::{all as fetch_all, through as fetch_through};
 pub(crate) use file::{StoredFile, ranges_path};
 pub(crate) use folder::Folder;
+pub use pieces::PIECE_BYTES;
 pub(crate) use pieces::bytes as ranges_bytes;
+pub use supply::{Adopted, Brought, Catalogue, Supplier, SupplyAsk, Take};
 
 use crate::cache::Places;
 use crate::checkpoint::Checkpoint;
@@ -49,8 +53,9 @@ const TOKENIZER_FILES: [&str; 5] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
-const GENERATION_FILE: &str = "generation_config.json";
+pub(crate) const GENERATION_FILE: &str = "generation_config.json";
 const COMMIT_BYTES_MAX: u64 = 256;
+const NUMBER_FILE: &str = "number";
 
 /// Whether the tokenizer's files are fetched as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +96,7 @@ pub struct Store {
     root: PathBuf,
     /// The Hugging Face cache.
     snapshots: PathBuf,
-    client: Arc<HubClient>,
+    pub(crate) client: Arc<HubClient>,
     /// Folders that were opened, so that all files of one share a hold on it.
     open: Mutex<Vec<std::sync::Weak<Folder>>>,
 }
@@ -186,14 +191,17 @@ impl Store {
     fn folder_of(&self, model: &ModelRef) -> Result<Arc<Folder>, StoreError> {
         let repo = self.root.join(ModelRef::folder(&model.id));
         let revision = model.revision.as_deref().unwrap_or("main");
-        if is_commit(revision) && Folder::read(&repo.join(revision)).is_ok() {
+        let here = Folder::read(&repo.join(revision)).ok().filter(|_| is_commit(revision));
+        if here.is_some_and(|here| !here.partial || self.is_offline()) {
             return self.folder(&repo.join(revision));
         }
         let name = repo.join("refs").join(revision.replace('/', "%2F"));
         let listing = match self.client.listing(&model.id, revision) {
             Ok(listing) => listing,
             Err(error) if error.is_unreachable() => {
-                let known = remembered(&name).filter(|commit| Folder::read(&repo.join(commit)).is_ok());
+                // What another node told of a commit will do where the Hub does not say more.
+                let known = remembered(&name).or_else(|| is_commit(revision).then(|| revision.to_owned()));
+                let known = known.filter(|commit| Folder::read(&repo.join(commit)).is_ok());
                 let Some(commit) = known else { return Err(error.into()) };
                 if !matches!(error, HubError::Offline { .. }) {
                     tracing::warn!("{error}; the version that was fetched last is used");
@@ -203,6 +211,9 @@ impl Store {
             Err(error) => return Err(error.into()),
         };
         let path = repo.join(&listing.commit);
+        if let Some(open) = self.opened(&path).filter(|open| !open.repo.partial) {
+            return Ok(open);
+        }
         let folder = Folder::make(&path, &model.id, &listing, self.client.clone())?;
         folder::write_whole(&name, listing.commit.as_bytes())?;
         Ok(self.remember(folder))
@@ -210,15 +221,34 @@ impl Store {
 
     /// Opens a folder, or shares the hold on one that is open.
     fn folder(&self, path: &Path) -> Result<Arc<Folder>, StoreError> {
-        {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(found) =
-                open.iter().filter_map(std::sync::Weak::upgrade).find(|folder| folder.path == path)
-            {
-                return Ok(found);
-            }
+        match self.opened(path) {
+            Some(found) => Ok(found),
+            None => Ok(self.remember(Folder::open(path, self.client.clone())?)),
         }
-        Ok(self.remember(Folder::open(path, self.client.clone())?))
+    }
+
+    fn opened(&self, path: &Path) -> Option<Arc<Folder>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one that was opened last knows most of the repository.
+        open.iter().rev().filter_map(std::sync::Weak::upgrade).find(|folder| folder.path == path)
+    }
+
+    /// A number that no other cache has: nodes with the same one share their files.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn number(&self) -> Result<[u8; 32], StoreError> {
+        let path = self.root.join(NUMBER_FILE);
+        let read = || {
+            let bytes = crate::hf::read_optional(&path, 64).ok().flatten()?;
+            Some(*blake3::Hash::from_hex(bytes).ok()?.as_bytes())
+        };
+        if read().is_none() {
+            let parts = [(); 4].map(|()| RandomState::new().build_hasher().finish().to_le_bytes());
+            folder::write_whole(&path, blake3::hash(&parts.concat()).to_hex().as_bytes())?;
+        }
+        // Of two who make one at the same time, the later one counts for both.
+        read().ok_or_else(|| StoreError::Damaged { path: path.clone(), why: "it is no number".into() })
     }
 
     fn remember(&self, folder: Folder) -> Arc<Folder> {

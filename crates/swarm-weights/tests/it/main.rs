@@ -6,5 +6,6 @@ mod gguf;
 mod gguf_model;
 mod safetensors;
 mod split;
+mod supply;
 mod trouble;
 mod writer;

@@ -1,0 +1,267 @@
+//! Serving bytes of a model to another node: its asks are answered from the files that are here.
+//!
+//! Such a link is one of its own, marked as less urgent than the ring's. While steps are computed here little is sent at a
+//! time, and only between two of them.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use swarm_link::{Closer, Connection, Identity, LinkError, LinkSettings, dial};
+use swarm_weights::{Checkpoint, Found, Share};
+use swarm_wire::{
+    Answer, Ask, BULK_BYTES_MAX, CONTROL_BYTES_MAX, Control, Epoch, Fingerprint, NextHop, NodeId, PieceRange,
+    SuppliedFile, Supply,
+};
+
+use crate::control;
+use crate::deadlines::{SUPPLY_ASK, SUPPLY_DIAL, SUPPLY_WORD};
+use crate::error::{NodeError, chain};
+use crate::stage_setup;
+use crate::traffic::{TRAFFIC, Turn};
+use crate::worker::spawn;
+
+/// Bytes that are sent in one go while steps are computed here: a few hundred microseconds of an ordinary network.
+const GENTLE_BYTES: usize = 16 << 10;
+/// Bytes that may be on their way then, and else.
+const GENTLE_IN_FLIGHT_BYTES: usize = 16 << 10;
+const FREE_IN_FLIGHT_BYTES: usize = 2 << 20;
+/// Longer than any wait for a piece that this process fetches itself: then it counts as absent.
+const WORDS_MAX: usize = 100;
+
+/// What a connection for bytes begins with.
+pub(crate) fn supply(model: &Checkpoint, share: &Share, epoch: Epoch) -> Result<Supply, NodeError> {
+    let file = |file: &swarm_weights::SharedFile| SuppliedFile {
+        name: file.name.clone(),
+        bytes: file.bytes,
+        tag: file.tag.clone(),
+        small: file.small,
+    };
+    // Nodes with the same cache wait for its lock, and not for each other.
+    let cache = if model.is_partial() { swarm_weights::Store::of_user().number().ok() } else { None };
+    Ok(Supply {
+        epoch,
+        fingerprint: Fingerprint(model.fingerprint()?),
+        name: model.name().chars().take(swarm_wire::MODEL_CHARS_MAX).collect(),
+        origin: stage_setup::origin(model),
+        cache: cache.map(Fingerprint),
+        files: share.files().iter().map(file).collect(),
+    })
+}
+
+/// Serves those members that say they want bytes, as long as it lives.
+pub(crate) struct Giving {
+    closers: Arc<Mutex<Vec<Closer>>>,
+    _stop: Sender<()>,
+}
+
+/// What the coordinator serves, and to whom.
+pub(crate) struct Gift {
+    pub identity: Identity,
+    pub supply: Supply,
+    pub share: Arc<Share>,
+    pub members: Vec<NextHop>,
+    pub wants: Receiver<(NodeId, Epoch)>,
+}
+
+impl Giving {
+    /// Waits for members that want bytes on a thread of its own; each has another one.
+    pub fn start(gift: Gift) -> Result<Self, NodeError> {
+        let (stop, stopped) = bounded::<()>(0);
+        let closers = Arc::<Mutex<Vec<Closer>>>::default();
+        let (open, gift) = (closers.clone(), Arc::new(gift));
+        spawn("giving", move || {
+            loop {
+                crossbeam_channel::select! {
+                    recv(stopped) -> _ => return,
+                    recv(gift.wants) -> want => {
+                        let Ok((node, epoch)) = want else { return };
+                        // One of an earlier placement is not answered any more.
+                        let target = gift.members.iter().find(|member| member.node_id == node);
+                        let Some(target) = target.filter(|_| epoch == gift.supply.epoch) else { continue };
+                        let (gift, target, open) = (gift.clone(), target.clone(), open.clone());
+                        let spawned = spawn("give", move || {
+                            if let Err(error) = give_to(&gift, &target, &open) {
+                                tracing::debug!("{} is served no more bytes: {}", target.node_id.short(), error.chain());
+                            }
+                        });
+                        if let Err(error) = spawned {
+                            tracing::warn!("a worker is served no bytes: {}", error.chain());
+                        }
+                    }
+                }
+            }
+        })?;
+        Ok(Self { closers, _stop: stop })
+    }
+}
+
+impl Drop for Giving {
+    fn drop(&mut self) {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|link| link.close());
+    }
+}
+
+fn give_to(gift: &Gift, target: &NextHop, open: &Mutex<Vec<Closer>>) -> Result<(), NodeError> {
+    let mut link = dial(&target.addresses, &gift.identity, &LinkSettings::default(), SUPPLY_DIAL)?;
+    if control::wire_id(link.peer.node) != target.node_id {
+        return Ok(());
+    }
+    open.lock().unwrap_or_else(PoisonError::into_inner).push(link.closer.clone());
+    begin(&mut link, &gift.supply)?;
+    serve_asks(&mut link, &gift.share)
+}
+
+/// Says what there is.
+pub(crate) fn begin(link: &mut Connection, supply: &Supply) -> Result<(), NodeError> {
+    let mut first = Vec::new();
+    Control::Supply(Box::new(supply.clone())).encode(&mut first).map_err(|error| {
+        NodeError::Request(format!("the model cannot be described to others: {}", chain(&error)))
+    })?;
+    link.sender.set_message_bytes_max(CONTROL_BYTES_MAX);
+    link.sender.send(&[&first])?;
+    Ok(())
+}
+
+/// Answers asks until the other side leaves.
+pub(crate) fn serve_asks(link: &mut Connection, share: &Share) -> Result<(), NodeError> {
+    link.sender.set_message_bytes_max(BULK_BYTES_MAX);
+    link.receiver.set_message_bytes_max(BULK_BYTES_MAX);
+    link.receiver.set_idle_timeout(Some(SUPPLY_ASK))?;
+    link.sender.set_background();
+    let mut giver =
+        Giver { sender: &mut link.sender, share, bytes: Vec::new(), out: Vec::new(), turn: Turn::Free };
+    let mut message = Vec::new();
+    loop {
+        match link.receiver.receive(&mut message) {
+            Err(LinkError::Closed | LinkError::ClosedHere) => return Ok(()),
+            other => other?,
+        };
+        let ask = Ask::decode(&message).map_err(|error| NodeError::BadPeer {
+            node: link.peer.address.to_string(),
+            code: error.code(),
+            what: chain(&error),
+        })?;
+        giver.answer(&ask)?;
+    }
+}
+
+struct Giver<'a> {
+    sender: &'a mut swarm_link::Sender,
+    share: &'a Share,
+    bytes: Vec<u8>,
+    out: Vec<u8>,
+    turn: Turn,
+}
+
+impl Giver<'_> {
+    fn answer(&mut self, ask: &Ask) -> Result<(), LinkError> {
+        let file = usize::from(ask.file);
+        let mut rest = ask.pieces.as_slice();
+        while let Some((piece, after)) = rest.split_first() {
+            let range = piece.offset..piece.end();
+            match self.found(file, &range)? {
+                Some(digest) => {
+                    let bytes = std::mem::take(&mut self.bytes);
+                    let sent = self.piece(piece, &digest, &bytes);
+                    self.bytes = bytes;
+                    sent?;
+                    rest = after;
+                }
+                None if ask.through => rest = self.through(file, rest)?,
+                None => {
+                    self.say(&Answer::Absent { range: *piece })?;
+                    rest = after;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a piece into `bytes`; waits for it as long as this process fetches it itself.
+    fn found(&mut self, file: usize, range: &Range<u64>) -> Result<Option<[u8; 32]>, LinkError> {
+        for _ in 0..WORDS_MAX {
+            match self.share.piece(file, range, &mut self.bytes) {
+                Ok(Some(Found::Here(digest))) => return Ok(Some(digest)),
+                Ok(Some(Found::Coming)) => {
+                    self.say(&Answer::Wait)?;
+                    self.share.wait(file, SUPPLY_WORD);
+                }
+                Ok(Some(Found::Absent) | None) => return Ok(None),
+                Err(error) => {
+                    tracing::warn!("a piece cannot be given to another node: {}", chain(&error));
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches the pieces at the beginning of `pieces` that are not here from the Hub, and passes them on. What does not
+    /// come is absent. Gives what is left of `pieces`.
+    fn through<'p>(&mut self, file: usize, pieces: &'p [PieceRange]) -> Result<&'p [PieceRange], LinkError> {
+        let is_here = |piece: &PieceRange| {
+            matches!(
+                self.share.piece(file, &(piece.offset..piece.end()), &mut Vec::new()),
+                Ok(Some(Found::Here(_)))
+            )
+        };
+        let count = pieces.iter().position(is_here).unwrap_or(pieces.len()).max(1);
+        let (absent, rest) = pieces.split_at_checked(count).unwrap_or((pieces, &[]));
+        let ranges: Vec<Range<u64>> = absent.iter().map(|piece| piece.offset..piece.end()).collect();
+        let (share, mut passed, mut failed) = (self.share, 0, None);
+        let came = share.through(file, &ranges, &mut |range, bytes| {
+            let Some(piece) = absent.get(passed).filter(|piece| piece.offset == range.start) else {
+                return false;
+            };
+            passed += 1;
+            let sent = self.piece(piece, blake3::hash(bytes).as_bytes(), bytes);
+            failed = sent.err();
+            failed.is_none()
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if let Err(error) = came {
+            tracing::warn!("nothing can be fetched for another node: {}", chain(&error));
+        }
+        for range in absent.get(passed..).unwrap_or_default() {
+            self.say(&Answer::Absent { range: *range })?;
+        }
+        Ok(rest)
+    }
+
+    fn say(&mut self, answer: &Answer<'_>) -> Result<(), LinkError> {
+        answer.encode(&mut self.out);
+        self.sender.send(&[&self.out]).map(drop)
+    }
+
+    /// Sends a piece: whole when nobody computes here, else little by little.
+    fn piece(&mut self, range: &PieceRange, digest: &[u8; 32], bytes: &[u8]) -> Result<(), LinkError> {
+        let head = Answer::piece_head(range, digest);
+        let mut rest = bytes;
+        let mut is_first = true;
+        while is_first || !rest.is_empty() {
+            let (part, after) = match self.next_turn() {
+                Turn::Free => (rest, &[][..]),
+                Turn::Gentle => rest.split_at_checked(GENTLE_BYTES).unwrap_or((rest, &[])),
+            };
+            let head = if is_first { &head[..] } else { &Answer::BYTES_HEAD[..] };
+            self.sender.send(&[head, part])?;
+            (rest, is_first) = (after, false);
+        }
+        Ok(())
+    }
+
+    fn next_turn(&mut self) -> Turn {
+        let turn = TRAFFIC.turn();
+        if turn != self.turn {
+            self.turn = turn;
+            self.sender.set_in_flight_bytes(match turn {
+                Turn::Free => FREE_IN_FLIGHT_BYTES,
+                Turn::Gentle => GENTLE_IN_FLIGHT_BYTES,
+            });
+        }
+        turn
+    }
+}

@@ -1,0 +1,294 @@
+//! Bytes from other nodes: asked for before the Hub is, and held against their digests as they come.
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::fetch::{FetchControl, FetchProgress, FetchSource};
+use super::file::{StoredFile, Writer, ranges_path};
+use super::folder::{Folder, Repo, write_whole};
+use super::manifest::Record;
+use super::{GENERATION_FILE, Store, StoreError, pieces};
+use crate::checkpoint::Origin;
+use crate::hub::{Listed, ModelRef, is_commit, is_file_name};
+use crate::open::{CONFIG_FILE, INDEX_FILE};
+use crate::share::{SHARED_SMALL_BYTES_MAX, SharedFile};
+
+/// Most pieces in one ask, and most bytes.
+const ASK_PIECES_MAX: usize = 256;
+const ASK_BYTES_MAX: u64 = 4 << 20;
+/// A supplier that sent so many pieces which are not what their digests say is not asked again.
+const CORRUPT_MAX: u32 = 3;
+/// Models of no repository that others handed over, below the folder of the store.
+const HANDED: &str = "handed";
+
+/// Pieces of one file, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SupplyAsk {
+    /// The file's name in the model's list.
+    pub file: String,
+    pub pieces: Vec<Range<u64>>,
+}
+
+/// What a supplier says while it brings pieces.
+#[derive(Debug)]
+pub enum Brought<'a> {
+    /// A piece of ask number `ask`, and the digest that its bytes are to have.
+    Piece { ask: usize, range: Range<u64>, digest: [u8; 32], bytes: &'a [u8] },
+    /// It is still there.
+    Nothing,
+}
+
+/// Takes what comes; false ends it.
+pub type Take<'a> = dyn FnMut(Brought<'_>) -> bool + 'a;
+
+/// Another node that may have bytes of a model. Nothing it says is believed but digests, which are the coordinator's or
+/// were agreed with it.
+pub trait Supplier: Send + Sync {
+    /// What to call it in messages, safe to print.
+    fn name(&self) -> &str;
+
+    /// Asks for the pieces of all asks, in order; `take` is given those that the other node has. With `through`, it
+    /// fetches the others from the Hub on the way.
+    ///
+    /// # Errors
+    /// When it is gone, or broke the protocol.
+    fn bring(
+        &self,
+        asks: &[SupplyAsk],
+        through: bool,
+        take: &mut Take<'_>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A model as another node describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Catalogue {
+    /// For people.
+    pub name: String,
+    /// Which published model it is.
+    pub origin: Option<Origin>,
+    pub fingerprint: [u8; 32],
+    /// The machine that says so: what it hands over of files of its own is kept apart from what others do.
+    pub from: [u8; 32],
+    pub files: Vec<SharedFile>,
+}
+
+/// A model whose bytes another node supplies, as long as this value lives.
+pub struct Adopted {
+    /// What [`crate::Checkpoint::open`] takes.
+    pub path: PathBuf,
+    folder: Arc<Folder>,
+    supplier: Arc<dyn Supplier>,
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        self.folder.detach(&self.supplier);
+    }
+}
+
+impl Catalogue {
+    /// Holds every name against what may become part of a path here.
+    fn check(&self) -> Result<(), StoreError> {
+        let refused =
+            |why: String| Err(StoreError::NotAModel { id: self.name.escape_debug().to_string(), why });
+        for file in &self.files {
+            let known = match file.small {
+                true => [CONFIG_FILE, GENERATION_FILE, INDEX_FILE].contains(&file.name.as_str()),
+                false => file.name.ends_with(".safetensors") || file.name.ends_with(".gguf"),
+            };
+            if !known || !is_file_name(&file.name) {
+                return refused(format!("a file of it is called {:?}", file.name));
+            }
+            if file.small && file.bytes > SHARED_SMALL_BYTES_MAX {
+                return refused(format!("{} has {} bytes", file.name, file.bytes));
+            }
+        }
+        match &self.origin {
+            Some(origin) if !is_commit(&origin.commit) || !is_id(&origin.id) => {
+                refused("it names no repository at a commit".into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where it is kept, below the store, and under which commit. Of files of somebody's own, the name is made of the
+    /// digest and of who handed them over.
+    fn place(&self) -> (PathBuf, String) {
+        if let Some(origin) = &self.origin {
+            return (PathBuf::from(ModelRef::folder(&origin.id)), origin.commit.clone());
+        }
+        let both = blake3::hash(&[self.fingerprint, self.from].concat());
+        (PathBuf::from(HANDED), both.to_hex().chars().take(40).collect())
+    }
+
+    fn repo(&self, commit: String) -> Repo {
+        let listed =
+            |file: &SharedFile| (file.name.clone(), Listed { size: Some(file.bytes), tag: file.tag.clone() });
+        Repo {
+            id: self
+                .origin
+                .as_ref()
+                .map_or_else(|| self.name.escape_debug().to_string(), |origin| origin.id.clone()),
+            commit,
+            files: self.files.iter().map(listed).collect(),
+            partial: self.origin.is_some(),
+            fingerprint: self
+                .origin
+                .is_none()
+                .then(|| blake3::Hash::from_bytes(self.fingerprint).to_hex().to_string()),
+        }
+    }
+}
+
+fn is_id(id: &str) -> bool {
+    ModelRef::parse(id).is_some_and(|model| model.id == id)
+}
+
+impl Store {
+    /// Makes a model ready to be opened that `supplier` describes: its small files are fetched, and room is made for its
+    /// weights, which come from the supplier before the Hub is asked.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn adopt(&self, model: &Catalogue, supplier: Arc<dyn Supplier>) -> Result<Adopted, StoreError> {
+        model.check()?;
+        let (place, commit) = model.place();
+        let path = self.root().join(place).join(&commit);
+        let folder = match Folder::read(&path) {
+            Ok(_) => self.folder(&path)?,
+            Err(_) => self.remember(Folder::found(&path, &model.repo(commit), self.client.clone())?),
+        };
+        let adopted = |path| Adopted { path, folder: folder.clone(), supplier: supplier.clone() };
+        let _writing = folder.write_lock(&AtomicBool::new(false), &mut || {})?;
+        for file in &model.files {
+            let path = folder.path.join(&file.name);
+            if file.small {
+                if !path.is_file() {
+                    write_whole(&path, &small(&*supplier, file)?)?;
+                }
+            } else if !(path.is_file() && (ranges_path(&path).is_file() || path.is_symlink())) {
+                StoredFile::make(&path, file.bytes)?;
+            }
+        }
+        folder.attach(supplier.clone());
+        let is_folder = model.files.iter().any(|file| file.name == CONFIG_FILE);
+        let first = model.files.iter().find(|file| !file.small);
+        Ok(match first {
+            Some(first) if !is_folder => adopted(folder.path.join(&first.name)),
+            _ => adopted(folder.path.clone()),
+        })
+    }
+}
+
+/// A small file, whole.
+fn small(supplier: &dyn Supplier, file: &SharedFile) -> Result<Vec<u8>, StoreError> {
+    let asks = asks_of(&file.name, &pieces::cut(std::slice::from_ref(&(0..file.bytes))));
+    let mut whole = Vec::new();
+    let brought = supplier.bring(&asks, false, &mut |brought| {
+        if let Brought::Piece { range, digest, bytes, .. } = brought {
+            let sound = range.start == whole.len() as u64 && *blake3::hash(bytes).as_bytes() == digest;
+            if sound {
+                whole.extend_from_slice(bytes);
+            }
+            return sound;
+        }
+        true
+    });
+    let node = supplier.name().to_owned();
+    brought.map_err(|source| StoreError::Supply { node: node.clone(), source })?;
+    if whole.len() as u64 == file.bytes {
+        Ok(whole)
+    } else {
+        Err(StoreError::NotSupplied { file: file.name.clone(), bytes: file.bytes - whole.len() as u64 })
+    }
+}
+
+/// Cuts pieces into asks.
+fn asks_of(file: &str, pieces: &[Range<u64>]) -> Vec<SupplyAsk> {
+    let mut asks: Vec<SupplyAsk> = Vec::new();
+    for piece in pieces {
+        if let Some(ask) = asks.last_mut()
+            && ask.pieces.len() < ASK_PIECES_MAX
+            && ask.pieces.first().is_some_and(|first| piece.end.saturating_sub(first.start) <= ASK_BYTES_MAX)
+        {
+            ask.pieces.push(piece.clone());
+            continue;
+        }
+        asks.push(SupplyAsk { file: file.to_owned(), pieces: vec![piece.clone()] });
+    }
+    asks
+}
+
+/// Fetches from `supplier` what it has of what is missing. Only a disk that fails or an abort is an error: whatever a
+/// supplier does, the rest is to be had elsewhere.
+pub(super) fn from_supplier(
+    supplier: &dyn Supplier,
+    writers: &[(Writer<'_>, &Vec<Range<u64>>)],
+    through: bool,
+    control: &mut FetchControl<'_>,
+) -> Result<(), StoreError> {
+    let (mut asks, mut to) = (Vec::new(), Vec::new());
+    for (writer, wanted) in writers {
+        let missing = pieces::cut(&writer.stored.missing(wanted));
+        let more = asks_of(&writer.stored.remote.path, &missing);
+        to.extend(std::iter::repeat_n(writer, more.len()));
+        asks.extend(more);
+    }
+    if asks.is_empty() {
+        return Ok(());
+    }
+    let bytes_total = asks.iter().map(|ask| pieces::bytes(&ask.pieces)).sum();
+    let mut progress = FetchProgress { bytes_done: 0, bytes_total, from: FetchSource::Peer };
+    let (mut failed, mut corrupt) = (None, 0);
+    let brought = supplier.bring(&asks, through, &mut |brought| {
+        if control.abort.load(Ordering::Relaxed) {
+            failed = Some(StoreError::Aborted);
+            return false;
+        }
+        if let Brought::Piece { ask, range, digest, bytes } = brought {
+            let len = range.end.saturating_sub(range.start);
+            let sound = bytes.len() as u64 == len && *blake3::hash(bytes).as_bytes() == digest;
+            if let (true, Some(writer)) = (sound, to.get(ask)) {
+                if let Err(error) = writer.put_checked(Record::known(range.start, bytes, digest), bytes) {
+                    failed = Some(error.needing(bytes_total.saturating_sub(progress.bytes_done)));
+                    return false;
+                }
+                progress.bytes_done = progress.bytes_done.saturating_add(len);
+            } else {
+                corrupt += 1;
+                tracing::warn!(
+                    "{} sent bytes that are not what their digest says; they are refused",
+                    supplier.name()
+                );
+            }
+        }
+        (control.progress)(progress);
+        corrupt < CORRUPT_MAX
+    });
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    if let Err(error) = brought {
+        tracing::warn!("{} supplies no more bytes: {error}", supplier.name());
+    }
+    Ok(())
+}
+
+/// One piece that is held already and damaged here; only the same bytes will do.
+pub(super) fn again_from(suppliers: &[Arc<dyn Supplier>], file: &str, record: &Record) -> Option<Vec<u8>> {
+    let range = record.offset..record.end();
+    let asks = [SupplyAsk { file: file.to_owned(), pieces: vec![range] }];
+    suppliers.iter().find_map(|supplier| {
+        let mut found = None;
+        let brought = supplier.bring(&asks, false, &mut |brought| {
+            if let Brought::Piece { bytes, .. } = brought {
+                found = (Record::new(record.offset, bytes) == *record).then(|| bytes.to_vec());
+            }
+            true
+        });
+        brought.ok().and(found)
+    })
+}

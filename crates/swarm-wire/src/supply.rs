@@ -1,0 +1,76 @@
+//! What a model is made of, as whoever serves its bytes tells whoever needs them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::{ControlError, Origin};
+use crate::control_check::{
+    BYTES_MAX, MODEL_CHARS_MAX, TAG_CHARS_MAX, at_most, between, invalid, text, validate_origin,
+};
+use crate::ids::{Epoch, Fingerprint};
+
+/// Most files of a model: its configuration, an index, and its weights.
+pub const FILES_MAX: usize = 512;
+/// Longest name of a file.
+const FILE_CHARS_MAX: usize = 256;
+
+/// First message of a coordinator that dials a worker so that its stage can ask for bytes; and the answer to a
+/// [`Fetch`]. From then on the other side sends [`crate::Ask`]s.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supply {
+    /// The placement whose stage may ask; zero in the answer to a fetch.
+    pub epoch: Epoch,
+    /// Digest of the model.
+    pub fingerprint: Fingerprint,
+    /// What it is called, for people. A stranger's text.
+    pub name: String,
+    /// Which published model it is; absent for files of the coordinator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// The cache that the sender has the model in; absent when it is in none. Who has the same cache has the same bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Fingerprint>,
+    /// Its files. An ask names them by their index.
+    pub files: Vec<SuppliedFile>,
+}
+
+/// A file of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuppliedFile {
+    /// Its name, with folders inside the repository. Held against its grammar before it becomes part of a path.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// The Hub's tag of its content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// It is no weight file: needed whole before the model can be opened.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub small: bool,
+}
+
+/// First message of whoever dials a worker to ask for bytes of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// Digest of the model, as the coordinator has it.
+    pub fingerprint: Fingerprint,
+    /// Which published model it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+pub(crate) fn validate_supply(supply: &Supply) -> Result<(), ControlError> {
+    text("name", &supply.name, MODEL_CHARS_MAX)?;
+    supply.origin.iter().try_for_each(validate_origin)?;
+    between("files", supply.files.len() as u64, 1, FILES_MAX as u64)?;
+    for file in &supply.files {
+        text("files.name", &file.name, FILE_CHARS_MAX)?;
+        text("files.tag", file.tag.as_deref().unwrap_or_default(), TAG_CHARS_MAX)?;
+        at_most("files.bytes", file.bytes, BYTES_MAX)?;
+    }
+    let mut names: Vec<&str> = supply.files.iter().map(|file| file.name.as_str()).collect();
+    names.sort_unstable();
+    if names.windows(2).any(|pair| pair.first() == pair.last()) {
+        return Err(invalid("files", "a name twice"));
+    }
+    Ok(())
+}
