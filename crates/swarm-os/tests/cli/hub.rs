@@ -11,24 +11,24 @@ use swarm_testkit::{Hub, Proc};
 
 use crate::common::{Bench, SOON};
 
-const PROMPT: &str = "the tin hen in the inn";
+pub const PROMPT: &str = "the tin hen in the inn";
 
 /// Ten layers of about 1.6 MB as f32, so that one layer too many is seen.
-fn model() -> ToyModel {
+pub fn model() -> ToyModel {
     spec("llama")
         .with_layers(10)
         .with_config("hidden_size", 128.into())
         .with_config("intermediate_size", 1024.into())
 }
 
-struct Room {
-    bench: Bench,
-    hub: Hub,
-    folder: tempfile::TempDir,
+pub struct Room {
+    pub bench: Bench,
+    pub hub: Hub,
+    pub folder: tempfile::TempDir,
 }
 
 impl Room {
-    fn new(write: impl FnOnce(&std::path::Path)) -> Self {
+    pub fn new(write: impl FnOnce(&std::path::Path)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path());
         let hub = Hub::start().unwrap();
@@ -36,30 +36,30 @@ impl Room {
         Self { bench: Bench::new(), hub, folder }
     }
 
-    fn safetensors(files: usize) -> Self {
+    pub fn safetensors(files: usize) -> Self {
         Self::new(|folder| model().write_hf(folder, Storage::F32.sharded(files)).unwrap())
     }
 
-    fn store(&self, who: &str) -> PathBuf {
+    pub fn store(&self, who: &str) -> PathBuf {
         self.bench.path(&format!("store-{who}"))
     }
 
     /// The command with the Hub, and with a store and a token of its own.
-    fn command(&self, who: &str, args: &[&str]) -> Command {
+    pub fn command(&self, who: &str, args: &[&str]) -> Command {
         let mut command = self.bench.command(args);
         command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", self.hub.endpoint()).env("HF_TOKEN", who);
         command.env("SWARM_OS_CACHE", self.store(who));
         command
     }
 
-    fn json(&self, who: &str, args: &[&str]) -> Value {
+    pub fn json(&self, who: &str, args: &[&str]) -> Value {
         let finished = Proc::spawn(&mut self.command(who, args)).unwrap().finish(SOON).unwrap();
         assert!(finished.status.success(), "{args:?}: {}", finished.stderr);
         serde_json::from_str(finished.stdout.trim()).unwrap()
     }
 
     /// A worker without a model, and its address.
-    fn worker(&self, who: &str) -> (Proc, String) {
+    pub fn worker(&self, who: &str) -> (Proc, String) {
         let args = ["worker", "--local", "--json", "--name", who, "--threads", "1"];
         let mut worker = Proc::spawn(&mut self.command(who, &args)).unwrap();
         let waiting = worker.expect(SOON, "\"waiting\"").unwrap();

@@ -17,3 +17,4 @@ mod plan;
 mod real_model;
 mod ring;
 mod room;
+mod supply;
