@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::{Mutex, PoisonError};
 
 use swarm_link::{Connection, Receiver, Sender};
-use swarm_weights::{Brought, Catalogue, Origin, SharedFile, Supplier, SupplyAsk, Take};
+use swarm_weights::{Brought, Catalogue, SharedFile, Supplier, SupplyAsk, Take};
 use swarm_wire::{Answer, Ask, BULK_BYTES_MAX, DecodeError, PIECE_BYTES_MAX, PieceRange, Supply};
 
 use crate::deadlines::{SUPPLY_SILENT, SUPPLY_THROUGH};
@@ -161,11 +161,7 @@ impl Talk {
 
 /// The model that a supply describes, as the store takes it. `from` is the machine that says so.
 pub(crate) fn catalogue(supply: &Supply, from: [u8; 32]) -> Catalogue {
-    let origin = supply.origin.as_ref().map(|origin| Origin {
-        id: origin.repository.clone(),
-        commit: origin.commit.clone(),
-        file: origin.file.clone(),
-    });
+    let origin = supply.origin.as_ref().map(crate::stage_setup::known_origin);
     let file = |file: &swarm_wire::SuppliedFile| SharedFile {
         name: file.name.clone(),
         bytes: file.bytes,

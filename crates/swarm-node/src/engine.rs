@@ -343,8 +343,16 @@ pub struct Plan {
     pub model: Checkpoint,
     pub plan: swarm_ring::Plan,
     pub context: usize,
-    /// Bytes that each stage of the placement would fetch, in ring order.
-    pub to_fetch: Vec<u64>,
+    /// What each stage of the placement would fetch, in ring order.
+    pub to_fetch: Vec<ToFetch>,
+}
+
+/// What a stage would fetch before it starts, from other nodes or the Hub.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ToFetch {
+    pub bytes: u64,
+    /// The node said what it has; else it is at most so much.
+    pub known: bool,
 }
 
 /// Finds workers and places the layers, loads nothing, and lets the workers go again.
@@ -356,8 +364,7 @@ pub fn plan(
     let model = setup::open_model(&config.model)?;
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
-    let plan = setup::place_layers(config, identity, &model, context, &room, 0)?;
-    let to_fetch = setup::to_fetch(&model, &plan.placement);
+    let setup::Placed { plan, to_fetch } = setup::place_layers(config, identity, &model, context, &room, 0)?;
     Ok(Plan { model, plan, context, to_fetch })
 }
 

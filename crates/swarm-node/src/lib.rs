@@ -22,6 +22,7 @@ pub mod firewall;
 mod generation;
 mod give;
 mod heal;
+mod holdings;
 mod link_probe;
 mod local;
 mod lookout;
@@ -48,8 +49,8 @@ mod worker;
 pub use control::memory_offered;
 pub use coordinator::SessionTelemetry;
 pub use engine::{
-    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, Plan, open_model, plan,
-    resolve_model,
+    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, Plan, ToFetch, open_model,
+    plan, resolve_model,
 };
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};

@@ -6,17 +6,18 @@ use std::time::Instant;
 
 use swarm_link::Identity;
 use swarm_ring::{Link, ModelShape, NodeProfile, NodeSpeed, RoomProfile, SpeedSource};
-use swarm_wire::{Control, LayerShape, Measure, Measured, MeasuredLink, NextHop};
+use swarm_wire::{Control, Held, LayerShape, Measure, Measured, MeasuredLink, ModelId, NextHop};
 
 use crate::control::{self, ControlSender};
 use crate::deadlines::MEASURING;
 use crate::engine::EngineConfig;
 use crate::error::NodeError;
+use crate::holdings;
 use crate::link_probe::measure_link;
 use crate::machine;
 use crate::profile::Profiles;
 use crate::room::{Member, NoteKind, Room};
-use crate::worker::{Shared, spawn};
+use crate::worker::{Owner, Shared, spawn};
 
 /// Round trips are told apart in such steps: smaller differences are noise, and would change the order of equal nodes.
 const ROUND_TRIP_STEP_NS: u64 = 50_000;
@@ -34,6 +35,8 @@ pub(crate) struct Survey<'a> {
     pub identity: &'a Identity,
     pub shape: Option<LayerShape>,
     pub model: &'a ModelShape,
+    /// Which model workers are asked to look for on their disks.
+    pub id: Option<ModelId>,
     /// Bytes of weights that are here from the placement before, and make room for this one.
     pub held_bytes: u64,
 }
@@ -60,7 +63,7 @@ impl Survey<'_> {
     ///
     /// # Errors
     /// [`NodeError::Lost`] when a member is lost meanwhile. One that does not answer is placed by what its hello says.
-    pub fn room(&self, room: &Room) -> Result<RoomProfile, NodeError> {
+    pub fn room(&self, room: &Room) -> Result<(RoomProfile, Vec<Option<Held>>), NodeError> {
         let own = self.own();
         let answers = if self.config.measure { self.ask_all(room)? } else { vec![None; room.members.len()] };
         let mut nodes = vec![own];
@@ -79,7 +82,9 @@ impl Survey<'_> {
                 speed: known.unwrap_or_else(|| self.assumed(member.hello.read_gb_s, cores)),
             });
         }
-        Ok(RoomProfile { links: self.links(room, &answers), nodes })
+        let links = self.links(room, &answers);
+        let held = answers.into_iter().map(|answer| answer?.held).collect();
+        Ok((RoomProfile { links, nodes }, held))
     }
 
     /// From memory bandwidth alone: decode reads every weight once.
@@ -110,6 +115,7 @@ impl Survey<'_> {
                     shape: shape.clone(),
                     threads: self.config.worker_threads.and_then(|threads| u32::try_from(threads).ok()),
                     targets: others.take(swarm_wire::TARGETS_MAX).map(|other| member.way_to(other)).collect(),
+                    model: self.id.clone(),
                 };
                 // One that cannot be told is lost, and that is news.
                 let _ = member.control.send(&Control::Measure(Box::new(request)));
@@ -201,9 +207,16 @@ fn await_answers(room: &Room, round: &[usize], answers: &mut [Option<Measured>])
 
 /// A worker's side, on a thread of its own, so that heartbeats are answered meanwhile. One measurement at a time; a
 /// worker that serves a stage tells what it knows and disturbs nobody.
-pub(crate) fn answer_measure(shared: &Arc<Shared>, sender: &ControlSender, request: Measure, busy: bool) {
+pub(crate) fn answer_measure(
+    shared: &Arc<Shared>,
+    sender: &ControlSender,
+    request: Measure,
+    owner: Owner,
+    busy: bool,
+) {
     let (shared, sender, id) = (shared.clone(), sender.clone(), request.id);
-    let nothing = Measured { id, layer_ns: 0, row_ns: 0, head_ns: 0, layers: false, links: Vec::new() };
+    let nothing =
+        Measured { id, layer_ns: 0, row_ns: 0, head_ns: 0, layers: false, links: Vec::new(), held: None };
     let turn = if busy { None } else { Turn::take() };
     let Some(turn) = turn else {
         let _ = sender.send(&Control::Measured(nothing));
@@ -218,6 +231,9 @@ pub(crate) fn answer_measure(shared: &Arc<Shared>, sender: &ControlSender, reque
         let speed = profiles.speed(&request.shape, threads, config.cores.clone(), memory);
         let links = request.targets.iter().map(|target| measure_link(&shared.identity, target)).collect();
         drop(turn);
+        let held = request.model.as_ref();
+        let held = held.map(|id| holdings::answer(config.model.as_ref(), id, owner.key));
+        let nothing = Measured { held, ..nothing };
         let answer = match speed {
             Some(NodeSpeed { layer_ns, row_ns, head_ns, source }) => Measured {
                 layer_ns,

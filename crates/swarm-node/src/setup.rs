@@ -8,20 +8,21 @@ use std::time::Instant;
 use swarm_link::Identity;
 use swarm_model::{LoadProgress, Stage};
 use swarm_ring::{
-    CutStage, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler, SchedulerConfig, Split,
-    Timers, plan, plan_cut,
+    CutStage, Downloads, Missing, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler,
+    SchedulerConfig, Split, Timers, plan_cut, plan_frugally,
 };
 use swarm_weights::{Checkpoint, Promise, Share};
 use swarm_wire::{
-    Control, DataKind, Epoch, Fingerprint, KvType, Limits, LoadSource, NextHop, NodeId, Prepare, Role,
+    Control, DataKind, Epoch, Fingerprint, Held, KvType, Limits, LoadSource, NextHop, NodeId, Prepare, Role,
 };
 
 use crate::control;
 use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
-use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState};
+use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, ToFetch};
 use crate::error::NodeError;
 use crate::give::{self, Gift, Giving};
+use crate::holdings;
 use crate::machine;
 use crate::measure::Survey;
 use crate::outbox::Outbox;
@@ -124,11 +125,19 @@ pub(crate) fn place_layers(
     context: usize,
     room: &Room,
     held_bytes: u64,
-) -> Result<Plan, NodeError> {
+) -> Result<Placed, NodeError> {
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let shape = model_shape(model, context, config.kv_type, &limits, config.sessions_max)?;
-    let survey = Survey { config, identity, shape: layer_shape(model), model: &shape, held_bytes };
-    let room = survey.room(room)?;
+    // A model that cannot be named is looked for nowhere.
+    let id = holdings::model_id(&config.model, model).ok();
+    let survey = Survey { config, identity, shape: layer_shape(model), model: &shape, id, held_bytes };
+    let (room, held) = survey.room(room)?;
+    let missing = |held: &Option<Held>| match held {
+        Some(held) => holdings::missing(model, held),
+        None => holdings::assumed_missing(model),
+    };
+    let missing: Vec<Missing> =
+        std::iter::once(holdings::own_missing(model)).chain(held.iter().map(missing)).collect();
     // Who asks for a split wants the work shared; one user's speed alone would leave most of it on the fastest node.
     let split = if config.cut.is_some() { Split::Always } else { config.split };
     let usual = if split == Split::Always { Objective::Throughput } else { Objective::Latency };
@@ -137,10 +146,28 @@ pub(crate) fn place_layers(
     let nodes = room.nodes.len();
     let named = !config.cut_nodes.is_empty();
     let cut = config.cut.as_ref();
-    Ok(match cut.filter(|cut| cut.len() == nodes || named && cut.len() < nodes) {
+    let plan = match cut.filter(|cut| cut.len() == nodes || named && cut.len() < nodes) {
         Some(cut) => plan_cut(&room, &shape, objective, &named_cut(cut, &config.cut_nodes, &room)?)?,
-        None => plan(&room, &shape, objective, split)?,
-    })
+        None => plan_frugally(&room, &shape, objective, split, Downloads(&missing))?,
+    };
+    let to_fetch = |(index, stage): (usize, &swarm_ring::PlacedStage)| {
+        let node = room.nodes.iter().position(|node| node.id == stage.node)?;
+        // Of this node itself it is known to the piece.
+        let bytes = match index {
+            0 => model.missing_bytes(stage.layers.clone()),
+            _ => Downloads(&missing).bytes(node, &stage.layers, &shape),
+        };
+        let known = node == 0 || held.get(node - 1).is_some_and(Option::is_some);
+        Some(ToFetch { bytes, known })
+    };
+    let to_fetch = plan.placement.stages.iter().enumerate().filter_map(to_fetch).collect();
+    Ok(Placed { plan, to_fetch })
+}
+
+/// A placement, and what each of its stages would fetch, in ring order.
+pub(crate) struct Placed {
+    pub plan: Plan,
+    pub to_fetch: Vec<ToFetch>,
 }
 
 /// The cut with the nodes it names, `here` being this one; without names, those of the ring in order.
@@ -180,10 +207,10 @@ fn named_cut(
 /// `epoch`.
 pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Result<Assembled, NodeError> {
     let &Ground { config, identity, observer, model, context, fingerprint, shelf } = ground;
-    let plan = place_layers(config, identity, model, context, room, shelf.bytes())?;
+    let Placed { plan, to_fetch } = place_layers(config, identity, model, context, room, shelf.bytes())?;
     let placement = &plan.placement;
     observer(EngineEvent::Placed(placement.clone()));
-    check_fetch(config, model, placement)?;
+    check_fetch(config, &to_fetch, placement)?;
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let order: Vec<NodeId> = placement.stages.iter().skip(1).map(|stage| stage.node).collect();
     let left_out = room.keep(&order);
@@ -260,21 +287,10 @@ fn limits(
     Ok(limits)
 }
 
-/// Bytes that each stage would fetch. This node knows what it has; of the others it is assumed that they have nothing,
-/// when this one has to fetch at all.
-pub(crate) fn to_fetch(model: &Checkpoint, placement: &Placement) -> Vec<u64> {
-    let bytes = |(index, stage): (usize, &swarm_ring::PlacedStage)| match index {
-        0 => model.missing_bytes(stage.layers.clone()),
-        _ if model.is_partial() => model.stage_bytes(stage.layers.clone()),
-        _ => 0,
-    };
-    placement.stages.iter().enumerate().map(bytes).collect()
-}
-
 /// Refuses a placement that would fetch more than was agreed to.
-fn check_fetch(config: &EngineConfig, model: &Checkpoint, placement: &Placement) -> Result<(), NodeError> {
+fn check_fetch(config: &EngineConfig, to_fetch: &[ToFetch], placement: &Placement) -> Result<(), NodeError> {
     let Some(max) = config.fetch_bytes_max else { return Ok(()) };
-    let bytes = to_fetch(model, placement);
+    let bytes: Vec<u64> = to_fetch.iter().map(|stage| stage.bytes).collect();
     if bytes.iter().sum::<u64>() <= max {
         return Ok(());
     }

@@ -159,6 +159,46 @@ pub(crate) struct WantedModel<'a> {
     pub origin: Option<&'a Origin>,
 }
 
+impl WantedModel<'_> {
+    fn is(&self, checkpoint: &Checkpoint) -> Result<bool, NodeError> {
+        let same = |hash: &[u8; 32]| checkpoint.is_model(hash);
+        Ok(same(self.fingerprint)?
+            || self.origin.is_some_and(|origin| matches!(same(&origin.fingerprint.0), Ok(true))))
+    }
+}
+
+/// The model where it is on this computer whole: the one given at start, and no other then; else by commit, by name, or
+/// any with the same fingerprint.
+pub(crate) fn whole_here(
+    own: Option<&PathBuf>,
+    wanted: &WantedModel<'_>,
+) -> Result<Option<Checkpoint>, NodeError> {
+    if let Some(path) = own {
+        let checkpoint = Checkpoint::open(path)?;
+        return Ok(wanted.is(&checkpoint)?.then_some(checkpoint));
+    }
+    let matches = |path: &PathBuf| -> Option<Checkpoint> {
+        let checkpoint = Checkpoint::open(path).ok()?;
+        wanted.is(&checkpoint).ok()?.then_some(checkpoint)
+    };
+    let named = wanted.named;
+    let by_name = if Path::new(named).exists() { None } else { cache::resolve_here(named).ok() };
+    let published = wanted.origin.and_then(published);
+    let by_commit = published.as_ref().and_then(|name| cache::resolve_here(name).ok());
+    let mut candidates: Vec<PathBuf> = by_commit.into_iter().chain(by_name).collect();
+    candidates.extend(cache::list().into_iter().map(|entry| entry.path));
+    Ok(candidates.iter().find_map(matches))
+}
+
+/// A peer's word of where a model comes from, as the store takes it.
+pub(crate) fn known_origin(origin: &Origin) -> swarm_weights::Origin {
+    swarm_weights::Origin {
+        id: origin.repository.clone(),
+        commit: origin.commit.clone(),
+        file: origin.file.clone(),
+    }
+}
+
 /// Bytes of a model from another node: how it describes the model, and the way to ask it.
 pub(crate) type Supplied = (Catalogue, Arc<dyn Supplier>);
 
@@ -170,34 +210,19 @@ pub(crate) fn find_model(
     wanted: &WantedModel<'_>,
     supplied: impl FnOnce() -> Option<Supplied>,
 ) -> Result<(Checkpoint, Option<Adopted>), NodeError> {
-    let &WantedModel { named, fingerprint, origin } = wanted;
-    let is_it = |checkpoint: &Checkpoint| -> Result<bool, NodeError> {
-        let same = |hash: &[u8; 32]| checkpoint.is_model(hash);
-        Ok(same(fingerprint)? || origin.is_some_and(|origin| matches!(same(&origin.fingerprint.0), Ok(true))))
-    };
-    let matches = |path: &PathBuf| -> Option<Checkpoint> {
-        let checkpoint = Checkpoint::open(path).ok()?;
-        is_it(&checkpoint).ok()?.then_some(checkpoint)
-    };
+    let &WantedModel { named, origin, .. } = wanted;
+    if let Some(found) = whole_here(own, wanted)? {
+        return Ok((found, None));
+    }
+    let is_it = |checkpoint: &Checkpoint| wanted.is(checkpoint);
     if let Some(path) = own {
-        let checkpoint = Checkpoint::open(path)?;
-        if is_it(&checkpoint)? {
-            return Ok((checkpoint, None));
-        }
         return Err(NodeError::Request(format!(
             "this worker holds {}, which is not the coordinator's {}; start both with the same files",
-            checkpoint.name().escape_debug(),
+            Checkpoint::open(path)?.name().escape_debug(),
             named.escape_debug()
         )));
     }
-    let by_name = if std::path::Path::new(named).exists() { None } else { cache::resolve_here(named).ok() };
     let published = origin.and_then(published);
-    let by_commit = published.as_ref().and_then(|name| cache::resolve_here(name).ok());
-    let mut candidates: Vec<PathBuf> = by_commit.into_iter().chain(by_name).collect();
-    candidates.extend(cache::list().into_iter().map(|entry| entry.path));
-    if let Some(found) = candidates.iter().find_map(matches) {
-        return Ok((found, None));
-    }
     let mut adopted = None;
     if let Some((catalogue, supplier)) = supplied() {
         match adopt(&catalogue, supplier, &is_it) {

@@ -519,7 +519,7 @@ fn control_loop(
             }
             Control::Measure(request) => {
                 let busy = lock(&shared.slot).as_ref().is_some_and(|slot| slot.owner.number != owner.number);
-                answer_measure(shared, sender, *request, busy);
+                answer_measure(shared, sender, *request, owner, busy);
                 Ok(())
             }
             Control::StatsRequest { id } => {

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod clock;
+mod download;
 mod gate;
 mod heartbeat;
 mod partition;
@@ -22,6 +23,7 @@ mod telemetry;
 mod timers;
 
 pub use clock::ClockOffset;
+pub use download::{Downloads, Missing, SLACK_PERCENT};
 pub use gate::{Gate, GateError, Refusal, SessionBook};
 pub use heartbeat::{Health, Heartbeat};
 pub use partition::partition;
@@ -30,7 +32,7 @@ pub use place::{
     Alternative, Link, ModelShape, NodeProfile, NodeSpeed, Objective, PlaceError, PlacedStage, Placement,
     Plan, RoomProfile, SpeedSource, Split, StageMemory,
 };
-pub use plan::{CutStage, EXACT_NODES_MAX, plan, plan_cut};
+pub use plan::{CutStage, EXACT_NODES_MAX, plan, plan_cut, plan_frugally};
 pub use scheduler::{
     Action, ConfigError, Counters, Event, LapError, ReplayPoint, Scheduler, SchedulerConfig, StepPlan,
 };

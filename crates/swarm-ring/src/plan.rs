@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::download::Downloads;
 use crate::place::{
     Alternative, ModelShape, Objective, PlaceError, PlacedStage, Placement, Plan, RoomProfile, Split,
 };
@@ -38,7 +39,21 @@ pub fn plan(
     objective: Objective,
     split: Split,
 ) -> Result<Plan, PlaceError> {
-    let costs = Costs::new(room, model)?;
+    plan_frugally(room, model, objective, split, Downloads::default())
+}
+
+/// [`plan`], but a placement that is nearly as good ([`SLACK_PERCENT`](crate::SLACK_PERCENT)) is chosen when less has to be fetched for it.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_frugally(
+    room: &RoomProfile,
+    model: &ModelShape,
+    objective: Objective,
+    split: Split,
+    downloads: Downloads<'_>,
+) -> Result<Plan, PlaceError> {
+    let costs = Costs { downloads, ..Costs::new(room, model)? };
     let nodes = room.nodes.len();
     let layers = model.layers();
     if split == Split::Always && nodes > layers {
@@ -50,6 +65,7 @@ pub fn plan(
         Split::Never => Wanted::Exactly(1),
     };
     let cut = costs.search(objective, wanted).ok_or_else(|| costs.why_not(wanted))?;
+    let cut = costs.frugal(objective, wanted, cut);
     Ok(costs.plan(objective, split, &cut, false))
 }
 
@@ -89,6 +105,7 @@ impl Wanted {
 pub(crate) struct Costs<'a> {
     pub(crate) room: &'a RoomProfile,
     pub(crate) model: &'a ModelShape,
+    pub(crate) downloads: Downloads<'a>,
     /// `sums[i]` is the weight bytes of layers `0..i`.
     sums: Vec<u128>,
     /// The order in which nodes may follow each other, where not every order is searched.
@@ -97,12 +114,14 @@ pub(crate) struct Costs<'a> {
 
 /// What a path through the first stages has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Sums {
-    lap: u128,
-    slowest: u128,
+pub(crate) struct Sums {
+    pub lap: u128,
+    pub slowest: u128,
     /// Fullest node, in millionths of what it offers.
-    fullest: u128,
-    nodes: u128,
+    pub fullest: u128,
+    pub nodes: u128,
+    /// Bytes that would be fetched.
+    pub fetch: u128,
 }
 
 /// The cheapest way to a state, and where it came from: the last stage's start, and the set and
@@ -143,7 +162,7 @@ impl<'a> Costs<'a> {
             }
             rank
         });
-        Ok(Self { room, model, sums, rank })
+        Ok(Self { room, model, downloads: Downloads::default(), sums, rank })
     }
 
     fn layers(&self) -> usize {
@@ -212,11 +231,22 @@ impl<'a> Costs<'a> {
             slowest: sums.slowest.max(compute).max(transfer),
             fullest: sums.fullest.max(u128::from(need) * 1_000_000 / u128::from(offered.max(1))),
             nodes: sums.nodes + 1,
+            fetch: sums.fetch + u128::from(self.downloads.bytes(node, layers, self.model)),
         };
         if node != 0 && layers.end == self.layers() {
             let bytes = self.model.token_bytes;
             sums.lap = sums.lap.saturating_add(self.hop_ns(node, 0, bytes)?);
             sums.slowest = sums.slowest.max(self.transfer_ns(node, 0, bytes)?);
+        }
+        Some(sums)
+    }
+
+    /// What a whole cut costs; `None` when it cannot be.
+    pub(crate) fn sums_of(&self, cut: &[CutStage]) -> Option<Sums> {
+        let (mut sums, mut before) = (Sums::default(), None);
+        for (node, layers) in cut {
+            sums = self.join(sums, before, *node, layers)?;
+            before = Some(*node);
         }
         Some(sums)
     }
@@ -245,7 +275,7 @@ impl<'a> Costs<'a> {
 
     /// Dynamic programming over (set of nodes, last node, layers placed). `key` orders ways to one
     /// state and must only get worse as a way grows; `None` gives the way up.
-    fn cheapest<K: Ord + Copy>(
+    pub(crate) fn cheapest<K: Ord + Copy>(
         &self,
         wanted: Wanted,
         key: impl Fn(Sums) -> Option<K>,

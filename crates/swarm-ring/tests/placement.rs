@@ -5,8 +5,9 @@ use std::ops::Range;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use swarm_ring::{
-    CutStage, EXACT_NODES_MAX, Link, ModelShape, NodeProfile, NodeSpeed, Objective, PlaceError, Placement,
-    Plan, RoomProfile, SpeedSource, Split, plan, plan_cut,
+    CutStage, Downloads, EXACT_NODES_MAX, Link, Missing, ModelShape, NodeProfile, NodeSpeed, Objective,
+    PlaceError, Placement, Plan, RoomProfile, SLACK_PERCENT, SpeedSource, Split, plan, plan_cut,
+    plan_frugally,
 };
 use swarm_wire::NodeId;
 
@@ -173,6 +174,50 @@ proptest! {
     }
 
     #[test]
+    fn less_is_fetched_only_where_it_costs_little(
+        model in any_model(),
+        room in any_room(),
+        held in vec((vec(0u64..2, 6), 0u64..2, 0u64..2), 4),
+    ) {
+        let missing: Vec<Missing> = held
+            .into_iter()
+            .map(|(layers, embed, head)| Missing {
+                layers: layers.iter().zip(&model.layer_bytes).map(|(lacks, bytes)| lacks * bytes).collect(),
+                embed: embed * model.embed_bytes,
+                norm: head * model.norm_bytes,
+                head: head * model.head_bytes,
+            })
+            .collect();
+        let downloads = Downloads(&missing);
+        let fetched = |placement: &Placement| {
+            let at = |id| room.nodes.iter().position(|node| node.id == id).unwrap();
+            let cut: Vec<CutStage> =
+                placement.stages.iter().map(|stage| (at(stage.node), stage.layers.clone())).collect();
+            downloads.of_cut(&cut, &model)
+        };
+        for objective in OBJECTIVES {
+            for split in [Split::Auto, Split::Always, Split::Never] {
+                let best = plan(&room, &model, objective, split);
+                let frugal = plan_frugally(&room, &model, objective, split, downloads);
+                prop_assert_eq!(best.is_ok(), frugal.is_ok());
+                let (Ok(best), Ok(frugal)) = (best, frugal) else { continue };
+                let (best, frugal) = (best.placement, frugal.placement);
+                let all: Vec<usize> = cut_of(&frugal).into_iter().flatten().collect();
+                prop_assert_eq!(all, (0..model.layer_bytes.len()).collect::<Vec<_>>());
+                prop_assert!(frugal.stages.iter().all(|stage| stage.memory_bytes <= stage.offered_bytes));
+                // Without a difference in bytes the placement is the one without this rule.
+                prop_assert!(fetched(&frugal) < fetched(&best) || frugal == best);
+                let slack = 1.0 + SLACK_PERCENT as f64 / 100.0 + 1e-9;
+                match objective {
+                    Objective::Latency => prop_assert!(frugal.lap_ms <= best.lap_ms * slack),
+                    Objective::Throughput => prop_assert!(frugal.slowest_ms <= best.slowest_ms * slack),
+                    Objective::Fit => prop_assert!(frugal.stages.len() <= best.stages.len()),
+                }
+            }
+        }
+    }
+
+    #[test]
     fn many_nodes_in_the_order_of_their_speed(
         layers in 1usize..40,
         speeds in vec(1u64..100, EXACT_NODES_MAX + 1..20),
@@ -236,6 +281,33 @@ proptest! {
             let _ = plan_cut(&room, &model, objective, &cut).map_err(|error| error.to_string());
         }
     }
+}
+
+#[test]
+fn who_has_the_layers_gets_them_where_the_others_are_as_fast() {
+    let (room, model) =
+        (room(vec![node(0, GB, MS), node(1, GB, MS), node(2, GB, MS)], 50_000), model(9, 1_000_000));
+    let holds = |held: Range<usize>| Missing {
+        layers: (0..9).map(|layer| if held.contains(&layer) { 0 } else { 1_000_000 }).collect(),
+        ..Missing::default()
+    };
+    // From an evening on which the ring went the other way round.
+    let missing = [holds(0..3), holds(6..9), holds(3..6)];
+    let usual = plan(&room, &model, Objective::Throughput, Split::Always).unwrap();
+    let frugal =
+        plan_frugally(&room, &model, Objective::Throughput, Split::Always, Downloads(&missing)).unwrap();
+    let nodes = |plan: &Plan| plan.placement.stages.iter().map(|stage| stage.node.0[0]).collect::<Vec<_>>();
+    assert_eq!((nodes(&usual), nodes(&frugal)), (vec![0, 1, 2], vec![0, 2, 1]));
+    assert_eq!(cut_of(&frugal.placement), [0..3, 3..6, 6..9]);
+    // One that is much slower does not get more work for what it has.
+    let slow =
+        RoomProfile { nodes: vec![node(0, GB, MS), node(1, GB, 10 * MS), node(2, GB, MS)], ..room.clone() };
+    let missing = [holds(0..0), holds(0..9), holds(0..0)];
+    let (usual, frugal) = (
+        auto(&slow, &model),
+        plan_frugally(&slow, &model, Objective::Latency, Split::Auto, Downloads(&missing)),
+    );
+    assert_eq!(frugal.unwrap().placement, usual.placement);
 }
 
 #[test]

@@ -209,6 +209,11 @@ impl Checkpoint {
         held
     }
 
+    /// A tensor is on this computer whole.
+    pub fn holds(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|info| self.is_here(info))
+    }
+
     fn is_here(&self, info: &TensorInfo) -> bool {
         let wanted = Range { start: info.offset, end: info.offset.saturating_add(info.bytes) };
         let file = self.sources.get(info.source).and_then(|source| source.stored());

@@ -12,7 +12,7 @@ use crate::examine::{Examine, Examined};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
 use crate::measure::{Measure, Measured};
-use crate::supply::{Fetch, Supply};
+use crate::supply::{ModelId, Supply};
 
 /// Everything that is said on a control connection. In JSON the field `kind` names the variant in
 /// snake case. A field this build does not know is ignored; a kind it does not know is an error
@@ -78,7 +78,7 @@ pub enum Control {
     /// First message of a coordinator that dials to serve a stage with bytes of its model; the answer to a fetch.
     Supply(Box<Supply>),
     /// First message of whoever dials to ask for bytes of a model.
-    Fetch(Fetch),
+    Fetch(ModelId),
     /// The sender leaves. A closed link without it is a fault.
     Bye,
 }

@@ -4,7 +4,7 @@ use crate::control::{Control, ControlError, Hello, Origin, Prepare, Stats};
 use crate::examine::{validate_examine, validate_examined};
 use crate::frame::TIME_US_MAX;
 use crate::measure::{validate_measure, validate_measured};
-use crate::supply::validate_supply;
+use crate::supply::{validate_model, validate_supply};
 
 /// Longest control message.
 pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
@@ -23,7 +23,7 @@ pub const ADDRESSES_MAX: usize = 16;
 
 /// Byte counts above this are no machine of this world, and sums of them do not overflow.
 pub(crate) const BYTES_MAX: u64 = 1 << 50;
-const LAYERS_MAX: u32 = 1 << 12;
+pub(crate) const LAYERS_MAX: u32 = 1 << 12;
 const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
@@ -106,7 +106,7 @@ impl Control {
             Self::Examine(examine) => validate_examine(examine),
             Self::Examined(examined) => validate_examined(examined),
             Self::Supply(supply) => validate_supply(supply),
-            Self::Fetch(fetch) => fetch.origin.iter().try_for_each(validate_origin),
+            Self::Fetch(model) => validate_model(model),
             Self::Start { .. }
             | Self::Started { .. }
             | Self::Wanting { .. }

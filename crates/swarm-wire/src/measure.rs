@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::{ControlError, NextHop};
 use crate::control_check::{ADDRESSES_MAX, TAG_CHARS_MAX, at_most, between, invalid, text};
 use crate::ids::NodeId;
+use crate::supply::{Held, ModelId, validate_held, validate_model};
 
 /// Longest list of nodes to measure the link to.
 pub const TARGETS_MAX: usize = 64;
@@ -47,6 +48,9 @@ pub struct Measure {
     pub threads: Option<u32>,
     /// Nodes to measure the link to.
     pub targets: Vec<NextHop>,
+    /// Say what is on your disk of this model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelId>,
 }
 
 /// One link as a node measured it.
@@ -77,6 +81,9 @@ pub struct Measured {
     pub layers: bool,
     /// The links that were asked for.
     pub links: Vec<MeasuredLink>,
+    /// What is there of the model; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
 }
 
 pub(crate) fn validate_measure(measure: &Measure) -> Result<(), ControlError> {
@@ -90,6 +97,7 @@ pub(crate) fn validate_measure(measure: &Measure) -> Result<(), ControlError> {
     if let Some(threads) = measure.threads {
         between("threads", threads.into(), 1, 1 << 14)?;
     }
+    measure.model.iter().try_for_each(validate_model)?;
     at_most("targets", measure.targets.len() as u64, TARGETS_MAX as u64)?;
     measure.targets.iter().try_for_each(|target| {
         between("targets.addresses", target.addresses.len() as u64, 1, ADDRESSES_MAX as u64)
@@ -102,6 +110,7 @@ pub(crate) fn validate_measured(measured: &Measured) -> Result<(), ControlError>
     {
         at_most(field, value, NS_MAX)?;
     }
+    measured.held.iter().try_for_each(validate_held)?;
     at_most("links", measured.links.len() as u64, TARGETS_MAX as u64)?;
     for link in &measured.links {
         at_most("round_trip_ns", link.round_trip_ns.unwrap_or(0), NS_MAX)?;

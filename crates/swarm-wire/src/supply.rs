@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{ControlError, Origin};
+use crate::control::{ControlError, LayerRange, Origin};
 use crate::control_check::{
-    BYTES_MAX, MODEL_CHARS_MAX, TAG_CHARS_MAX, at_most, between, invalid, text, validate_origin,
+    BYTES_MAX, LAYERS_MAX, MODEL_CHARS_MAX, TAG_CHARS_MAX, at_most, between, invalid, text, validate_origin,
 };
 use crate::ids::{Epoch, Fingerprint};
 
@@ -14,7 +14,7 @@ pub const FILES_MAX: usize = 512;
 const FILE_CHARS_MAX: usize = 256;
 
 /// First message of a coordinator that dials a worker so that its stage can ask for bytes; and the answer to a
-/// [`Fetch`]. From then on the other side sends [`crate::Ask`]s.
+/// fetch. From then on the other side sends [`crate::Ask`]s.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Supply {
     /// The placement whose stage may ask; zero in the answer to a fetch.
@@ -48,14 +48,46 @@ pub struct SuppliedFile {
     pub small: bool,
 }
 
-/// First message of whoever dials a worker to ask for bytes of a model.
+/// Which model is meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fetch {
+pub struct ModelId {
+    /// As the coordinator's user named it. A stranger's text.
+    pub name: String,
     /// Digest of the model, as the coordinator has it.
     pub fingerprint: Fingerprint,
     /// Which published model it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+}
+
+/// What a node has of a model on its disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Layers that are there whole, in order.
+    pub layers: Vec<LayerRange>,
+    /// The embedding is.
+    pub embed: bool,
+    /// The final norm is.
+    pub norm: bool,
+    /// The head is; the embedding, where they are tied.
+    pub head: bool,
+}
+
+pub(crate) fn validate_model(model: &ModelId) -> Result<(), ControlError> {
+    text("model.name", &model.name, MODEL_CHARS_MAX)?;
+    model.origin.iter().try_for_each(validate_origin)
+}
+
+pub(crate) fn validate_held(held: &Held) -> Result<(), ControlError> {
+    at_most("held.layers", held.layers.len() as u64, LAYERS_MAX.into())?;
+    let mut free = 0;
+    for range in &held.layers {
+        if range.start < free || range.start >= range.end || range.end > LAYERS_MAX {
+            return Err(invalid("held.layers", "a range that is empty, out of order, or of no model"));
+        }
+        free = range.end;
+    }
+    Ok(())
 }
 
 pub(crate) fn validate_supply(supply: &Supply) -> Result<(), ControlError> {

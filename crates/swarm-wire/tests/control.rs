@@ -7,10 +7,10 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
-    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fetch, Fingerprint,
+    Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Held,
     Hello, KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
-    MeasuredLink, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare, Ready,
-    Refused, Role, Stats, SuppliedFile, Supply,
+    MeasuredLink, ModelId, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare,
+    Ready, Refused, Role, Stats, SuppliedFile, Supply,
 };
 
 const LIMITS: Limits =
@@ -49,6 +49,10 @@ fn prepare() -> Prepare {
         threads: None,
         numerics: "swarm-numerics-1".into(),
     }
+}
+
+fn model_id(name: &str) -> ModelId {
+    ModelId { name: name.into(), fingerprint: Fingerprint([9; 32]), origin: None }
 }
 
 fn supply() -> Supply {
@@ -163,8 +167,7 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_hello().prop_map(Control::Welcome),
         any_prepare().prop_map(|prepare| Control::Prepare(Box::new(prepare))),
         any_supply().prop_map(|supply| Control::Supply(Box::new(supply))),
-        any_supply()
-            .prop_map(|supply| Control::Fetch(Fetch { fingerprint: supply.fingerprint, origin: None })),
+        ".{0,80}".prop_map(|name| Control::Fetch(model_id(&name))),
         (0u64..1 << 40, 0u64..1 << 40).prop_map(|(a, b)| Control::Loading(Loading {
             bytes_done: a.min(b),
             bytes_total: a.max(b),
@@ -228,8 +231,15 @@ fn any_measure() -> impl Strategy<Value = Measure> {
     });
     let target = any::<[u8; 32]>()
         .prop_map(|id| NextHop { node_id: NodeId(id), addresses: vec!["10.0.0.2:4000".parse().unwrap()] });
-    (any::<u64>(), shape, option::of(1u32..64), vec(target, 0..4))
-        .prop_map(|(id, shape, threads, targets)| Measure { id, shape, threads, targets })
+    (any::<u64>(), shape, option::of(1u32..64), vec(target, 0..4)).prop_map(
+        |(id, shape, threads, targets)| Measure {
+            model: (id % 2 == 0).then(|| model_id("m")),
+            id,
+            shape,
+            threads,
+            targets,
+        },
+    )
 }
 
 fn any_measured() -> impl Strategy<Value = Measured> {
@@ -238,6 +248,11 @@ fn any_measured() -> impl Strategy<Value = Measured> {
     );
     (any::<u64>(), [0u64..1 << 40, 0..1 << 40, 0..1 << 40], any::<bool>(), vec(link, 0..4)).prop_map(
         |(id, [layer_ns, row_ns, head_ns], layers, links)| Measured {
+            held: layers.then(|| Held {
+                layers: vec![LayerRange { start: 0, end: 2 }, LayerRange { start: 2, end: 5 }],
+                embed: true,
+                ..Held::default()
+            }),
             id,
             layer_ns,
             row_ns,
@@ -325,7 +340,7 @@ fn every_kind_is_known_to_the_decoder() {
         Control::Release { reason: "done".into() },
         Control::Supply(Box::new(supply())),
         Control::Wanting { epoch: Epoch(1) },
-        Control::Fetch(Fetch { fingerprint: Fingerprint([9; 32]), origin: None }),
+        Control::Fetch(model_id("toy")),
         Control::Bye,
     ];
     for message in messages {

@@ -1,7 +1,7 @@
 //! `swarm-os plan`: which layers would go where, how fast that would be, and why (not) to split.
 
 use serde::Serialize;
-use swarm_node::{Objective, Plan, Split};
+use swarm_node::{Objective, Plan, Split, ToFetch};
 use swarm_ring::Placement;
 
 use crate::args::PlanArgs;
@@ -21,7 +21,7 @@ struct PlanReport<'a> {
     /// The lap with all layers here; null when they do not fit.
     alone_lap_ms: Option<f64>,
     /// Bytes that each stage would fetch before it starts, at most, in ring order.
-    to_fetch_bytes: &'a [u64],
+    to_fetch_bytes: Vec<u64>,
 }
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
@@ -35,7 +35,7 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         let (model, context) = (plan.model.name(), plan.context);
         let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
-        let to_fetch_bytes = &plan.to_fetch;
+        let to_fetch_bytes = plan.to_fetch.iter().map(|stage| stage.bytes).collect();
         return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms, to_fetch_bytes })?);
     }
     text::say(&words(&plan))?;
@@ -90,13 +90,13 @@ fn stages(placement: &Placement) -> String {
     text::table(&rows, &[2, 3, 4, 5, 6, 7, 8])
 }
 
-/// What each node would fetch; nothing when all is here. What other nodes hold is not known before they are asked.
-fn fetching(placement: &Placement, to_fetch: &[u64]) -> Option<String> {
-    let total: u64 = to_fetch.iter().sum();
-    let each = placement.stages.iter().zip(to_fetch).enumerate().filter(|(_, (_, bytes))| **bytes > 0);
-    let each = each.map(|(index, (stage, bytes))| {
-        let most = if index == 0 { "" } else { "at most " };
-        format!("{} {most}{}", text::line(&stage.name), text::bytes(*bytes))
+/// What each node would fetch; nothing when all is there.
+fn fetching(placement: &Placement, to_fetch: &[ToFetch]) -> Option<String> {
+    let total: u64 = to_fetch.iter().map(|stage| stage.bytes).sum();
+    let each = placement.stages.iter().zip(to_fetch).filter(|(_, fetch)| fetch.bytes > 0);
+    let each = each.map(|(stage, fetch)| {
+        let most = if fetch.known { "" } else { "at most " };
+        format!("{} {most}{}", text::line(&stage.name), text::bytes(fetch.bytes))
     });
     (total > 0).then(|| {
         format!("to fetch before it starts: {} ({})", text::bytes(total), each.collect::<Vec<_>>().join(", "))

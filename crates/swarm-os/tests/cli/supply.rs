@@ -1,10 +1,14 @@
 //! Weights from other nodes: a worker that has nothing is served, and a byte comes over the internet once.
 
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
-use swarm_testkit::Proc;
+use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::toy::{GgufType, Storage};
+use swarm_testkit::{Hub, NetLab, Proc};
 
 use crate::common::{Bench, SOON, event};
 use crate::hub::{PROMPT, Room, model};
@@ -127,4 +131,97 @@ fn corrupt_bytes_of_the_coordinator_are_refused_and_fetched_from_the_hub() {
     let fetched = room.hub.bytes_to("worker");
     assert!(fetched > 0 && fetched <= 300_000, "{fetched}");
     assert!(worker.stderr().contains("not what their digest says"), "{}", worker.stderr());
+}
+
+/// A coordinator that is killed while it serves bytes: what came stays, and its next one goes on from there.
+#[test]
+fn a_coordinator_that_dies_while_it_serves_bytes_costs_what_was_under_way() {
+    let (bench, files) = (Bench::new(), tempfile::tempdir().unwrap());
+    model().write_hf(files.path(), Storage::F32).unwrap();
+    let path = files.path().to_str().unwrap();
+    let alone = bench.json(&[&RUN[..], &[path]].concat());
+    let (mut worker, address) = bare_worker(&bench, "one");
+    // Eight megabytes take some seconds.
+    let slow = Settings { rate: Some(2_000_000), ..Settings::default() };
+    let relay = Relay::to(&address, slow).unwrap();
+    let far = relay.address().to_string();
+    let ring =
+        |peer| [&RUN[..], &[path, "--split", "always", "--layers", "0..5,5..10", "--peer", peer]].concat();
+    let mut killed = bench.start(&ring(&far));
+    worker.expect(SOON, "\"from\":\"peer\"").unwrap();
+    let done = worker.expect_line(SOON, "some bytes", |line| {
+        line.contains("\"from\":\"peer\"") && event(line)["bytes_done"].as_u64() > Some(2_000_000)
+    });
+    let done = event(&done.unwrap());
+    killed.kill();
+    worker.expect(SOON, "\"left\"").unwrap();
+    same(&bench.json(&ring(&address)), &alone);
+    let rest = event(&worker.expect(SOON, "\"from\":\"peer\"").unwrap())["bytes_total"].as_u64().unwrap();
+    let (total, held) = (done["bytes_total"].as_u64().unwrap(), done["bytes_done"].as_u64().unwrap());
+    assert!(rest <= total - held, "{rest} of {total} after {held}");
+}
+
+const HUB_FOLDER: &str = "SWARM_TEST_HUB_FOLDER";
+
+/// Not a test: what the next one starts in another network namespace. Serves until standard input ends, and then says
+/// what it gave.
+#[test]
+#[ignore = "a process of another test"]
+fn hub_of_a_namespace() {
+    let Some(folder) = std::env::var_os(HUB_FOLDER) else { return };
+    let any = |port| TcpListener::bind((Ipv4Addr::new(10, 78, 0, 4), port)).unwrap();
+    let hub = Hub::with(any(8080), any(8081)).unwrap();
+    hub.add("org/toy", Path::new(&folder)).unwrap();
+    println!("\nserving");
+    std::io::stdin().read_to_string(&mut String::new()).unwrap();
+    println!("\ngave {} again {}", hub.bytes_of(".safetensors"), hub.bytes_again());
+}
+
+#[test]
+fn three_computers_of_which_one_has_a_way_to_the_hub() {
+    let Some(lab) = NetLab::open(4).unwrap() else { return };
+    let (bench, files) = (Bench::new(), tempfile::tempdir().unwrap());
+    let tied = model().with_config("tie_word_embeddings", true.into());
+    tied.write_hf(files.path(), Storage::F32.sharded(2)).unwrap();
+    let alone = bench.json(&[&RUN[..], &[files.path().to_str().unwrap()]].concat());
+    // A cable from the coordinator to the Hub, which nobody else can reach.
+    lab.add_cable(0, 3).unwrap();
+    lab.set_link(3, false).unwrap();
+    let mut hub = Command::new(std::env::current_exe().unwrap());
+    hub.args(["--exact", "supply::hub_of_a_namespace", "--ignored", "--nocapture"])
+        .env(HUB_FOLDER, files.path());
+    let mut hub = Proc::spawn(&mut lab.run_in(3, &hub)).unwrap();
+    hub.expect(SOON, "serving").unwrap();
+    let start = |node: usize, args: &[&str]| {
+        let mut command = bench.command(args);
+        command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", "http://10.78.0.4:8080");
+        command.env("SWARM_OS_CACHE", bench.path(&format!("store-{node}")));
+        Proc::spawn(&mut lab.run_in(node, &command)).unwrap()
+    };
+    let worker = |node: usize| {
+        let args = ["worker", "--json", "--name", if node == 1 { "one" } else { "two" }, "--threads", "1"];
+        let mut worker = start(node, &args);
+        let waiting = event(&worker.expect(SOON, "\"waiting\"").unwrap());
+        (worker, format!("{}:{}", lab.address(node), waiting["port"]))
+    };
+    let ((_one, first), (_two, second)) = (worker(1), worker(2));
+    let ring = ["--split", "always", "--peer", &first, "--peer", &second];
+    let finished = start(0, &[&RUN[..], &["org/toy"], &ring].concat()).finish(2 * SOON).unwrap();
+    assert!(finished.status.success(), "{finished:?}");
+    let answer: Value = serde_json::from_str(finished.stdout.trim()).unwrap();
+    same(&answer, &alone);
+    assert_eq!(answer["nodes"].as_array().unwrap().len(), 3);
+    let said = hub.finish(SOON).unwrap().stdout;
+    let weights = swarm_weights::Checkpoint::open(files.path()).unwrap().weight_bytes();
+    let gave: Vec<u64> = said
+        .lines()
+        .find(|line| line.starts_with("gave "))
+        .unwrap()
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(
+        gave[0] >= weights && gave[0] <= weights + weights / 100 + 1_000_000 && gave[1] == 0,
+        "{said} of {weights}"
+    );
 }

@@ -10,7 +10,7 @@ use super::file::{StoredFile, Writer, ranges_path};
 use super::folder::{Folder, Repo, write_whole};
 use super::manifest::Record;
 use super::{GENERATION_FILE, Store, StoreError, pieces};
-use crate::checkpoint::Origin;
+use crate::checkpoint::{Checkpoint, Origin};
 use crate::hub::{Listed, ModelRef, is_commit, is_file_name};
 use crate::open::{CONFIG_FILE, INDEX_FILE};
 use crate::share::{SHARED_SMALL_BYTES_MAX, SharedFile};
@@ -180,6 +180,20 @@ impl Store {
             Some(first) if !is_folder => adopted(folder.path.join(&first.name)),
             _ => adopted(folder.path.clone()),
         })
+    }
+}
+
+impl Store {
+    /// What the store has of a model: a published one, or one that `from` handed over. Asks nobody, and to look is not to
+    /// use.
+    pub fn held(&self, origin: Option<&Origin>, fingerprint: [u8; 32], from: [u8; 32]) -> Option<Checkpoint> {
+        let origin = origin.cloned();
+        let wanted = Catalogue { name: String::new(), origin, fingerprint, from, files: Vec::new() };
+        wanted.check().ok()?;
+        let (place, commit) = wanted.place();
+        let entry = super::entry(&self.root().join(place).join(commit))?;
+        let is_it = |model: &Checkpoint| wanted.origin.is_none() || model.origin() == wanted.origin.as_ref();
+        self.models(&entry).into_iter().find(is_it)
     }
 }
 
