@@ -364,7 +364,8 @@ pub fn plan(
     let model = setup::open_model(&config.model)?;
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
-    let setup::Placed { plan, to_fetch } = setup::place_layers(config, identity, &model, context, &room, 0)?;
+    let setup::Placed { plan, to_fetch, .. } =
+        setup::place_layers(config, identity, &model, context, &room, 0)?;
     Ok(Plan { model, plan, context, to_fetch })
 }
 

@@ -4,19 +4,21 @@
 //! time, and only between two of them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{Closer, Connection, Identity, LinkError, LinkSettings, dial};
 use swarm_weights::{Checkpoint, Found, Share};
 use swarm_wire::{
-    Answer, Ask, BULK_BYTES_MAX, CONTROL_BYTES_MAX, Control, Epoch, Fingerprint, NextHop, NodeId, PieceRange,
-    SuppliedFile, Supply,
+    Answer, Ask, BULK_BYTES_MAX, Blame, CONTROL_BYTES_MAX, Control, Epoch, Fingerprint, ModelId, NextHop,
+    NodeId, PieceRange, Refused, SuppliedFile, Supply,
 };
 
 use crate::control;
 use crate::deadlines::{SUPPLY_ASK, SUPPLY_DIAL, SUPPLY_WORD};
 use crate::error::{NodeError, chain};
+use crate::holdings;
 use crate::stage_setup;
 use crate::traffic::{TRAFFIC, Turn};
 use crate::worker::spawn;
@@ -109,7 +111,37 @@ fn give_to(gift: &Gift, target: &NextHop, open: &Mutex<Vec<Closer>>) -> Result<(
     }
     open.lock().unwrap_or_else(PoisonError::into_inner).push(link.closer.clone());
     begin(&mut link, &gift.supply)?;
-    serve_asks(&mut link, &gift.share)
+    // A coordinator fetches for workers that cannot; a worker only gives what it has.
+    serve_asks(&mut link, &gift.share, true)
+}
+
+/// A worker's answer to whoever wants bytes of a model: what it has of it, and then the bytes. Models that it would have
+/// to fetch itself are refused.
+pub(crate) fn serve_fetch(mut link: Connection, own: Option<&PathBuf>, id: &ModelId) {
+    let Some(model) = holdings::find(own, id, link.peer.static_key) else {
+        let why = "nothing of this model is on this worker";
+        let mut out = Vec::new();
+        let refused = Control::Refused(Refused::new(Blame::Caller, why));
+        if refused.encode(&mut out).is_ok() {
+            // Whoever does not hear it finds the link closed.
+            let _ = link.sender.send(&[&out]);
+        }
+        return;
+    };
+    let address = link.peer.address;
+    if let Err(error) = serve_model(link, &model) {
+        tracing::debug!("{address} is served no more bytes: {}", error.chain());
+    }
+}
+
+/// Serves the bytes of a model on a link until the other side leaves; that side calls [`crate::take_model`].
+///
+/// # Errors
+/// [`NodeError`] when the link breaks, or the model's files cannot be described.
+pub fn serve_model(mut link: Connection, model: &Checkpoint) -> Result<(), NodeError> {
+    let share = model.share()?;
+    begin(&mut link, &supply(model, &share, Epoch(0))?)?;
+    serve_asks(&mut link, &share, false)
 }
 
 /// Says what there is.
@@ -124,13 +156,19 @@ pub(crate) fn begin(link: &mut Connection, supply: &Supply) -> Result<(), NodeEr
 }
 
 /// Answers asks until the other side leaves.
-pub(crate) fn serve_asks(link: &mut Connection, share: &Share) -> Result<(), NodeError> {
+pub(crate) fn serve_asks(link: &mut Connection, share: &Share, may_fetch: bool) -> Result<(), NodeError> {
     link.sender.set_message_bytes_max(BULK_BYTES_MAX);
     link.receiver.set_message_bytes_max(BULK_BYTES_MAX);
     link.receiver.set_idle_timeout(Some(SUPPLY_ASK))?;
     link.sender.set_background();
-    let mut giver =
-        Giver { sender: &mut link.sender, share, bytes: Vec::new(), out: Vec::new(), turn: Turn::Free };
+    let mut giver = Giver {
+        sender: &mut link.sender,
+        share,
+        bytes: Vec::new(),
+        out: Vec::new(),
+        turn: Turn::Free,
+        may_fetch,
+    };
     let mut message = Vec::new();
     loop {
         match link.receiver.receive(&mut message) {
@@ -152,6 +190,8 @@ struct Giver<'a> {
     bytes: Vec<u8>,
     out: Vec<u8>,
     turn: Turn,
+    /// Fetches from the Hub for others.
+    may_fetch: bool,
 }
 
 impl Giver<'_> {
@@ -168,7 +208,7 @@ impl Giver<'_> {
                     sent?;
                     rest = after;
                 }
-                None if ask.through => rest = self.through(file, rest)?,
+                None if ask.through && self.may_fetch => rest = self.through(file, rest)?,
                 None => {
                     self.say(&Answer::Absent { range: *piece })?;
                     rest = after;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use swarm_ring::Missing;
 use swarm_weights::{Checkpoint, EMBED, HEAD, NORM, Store};
-use swarm_wire::{Held, LayerRange, ModelId};
+use swarm_wire::{Fingerprint, Held, LayerRange, ModelId, ROOTS_MAX, SOURCES_MAX, UnitRoot};
 
 use crate::error::NodeError;
 use crate::stage_setup::{self, WantedModel, whole_here};
@@ -13,7 +13,7 @@ use crate::stage_setup::{self, WantedModel, whole_here};
 pub(crate) fn model_id(name: &str, model: &Checkpoint) -> Result<ModelId, NodeError> {
     Ok(ModelId {
         name: name.chars().take(swarm_wire::MODEL_CHARS_MAX).collect(),
-        fingerprint: swarm_wire::Fingerprint(model.fingerprint()?),
+        fingerprint: Fingerprint(model.fingerprint()?),
         origin: stage_setup::origin(model),
     })
 }
@@ -30,21 +30,68 @@ fn held(model: &Checkpoint) -> Held {
         embed: model.holds(EMBED),
         norm: model.holds(NORM),
         head: model.holds(head(model)),
+        roots: roots(model),
     }
+}
+
+/// The units whose pieces are listed here, and what they hash to.
+fn roots(model: &Checkpoint) -> Vec<UnitRoot> {
+    let units = 0..model.config().num_hidden_layers.saturating_add(3);
+    let root = |unit: usize| {
+        Some(UnitRoot { unit: u32::try_from(unit).ok()?, root: Fingerprint(model.unit_root(unit)?) })
+    };
+    units.filter_map(root).take(ROOTS_MAX).collect()
+}
+
+/// Which units a node may take from which other: those that it lacks, that the coordinator cannot give it, and on whose
+/// digest everybody who has one agrees. `who` numbers the nodes, the coordinator first; so are `held` and the answer.
+pub(crate) fn sources(needs: &[u32], who: usize, held: &[Option<Held>]) -> Vec<(usize, Vec<UnitRoot>)> {
+    let roots = |node: usize| held.get(node).and_then(Option::as_ref).map_or(&[][..], |held| &held.roots[..]);
+    let of = |node: usize, unit: u32| roots(node).iter().find(|root| root.unit == unit).map(|root| root.root);
+    let mut from: Vec<(usize, Vec<UnitRoot>)> = Vec::new();
+    for &unit in needs.iter().filter(|&&unit| of(who, unit).is_none()) {
+        let known: Vec<(usize, Fingerprint)> =
+            (0..held.len()).filter_map(|node| Some((node, of(node, unit)?))).collect();
+        let Some((first, root)) = known.first().copied() else { continue };
+        // What the coordinator has it gives itself. Where two say different things, one of them is damaged.
+        if first == 0 || known.iter().any(|(_, other)| *other != root) {
+            continue;
+        }
+        // The one that gives least so far.
+        let given = |node: usize| from.iter().find(|(of, _)| *of == node).map_or(0, |(_, units)| units.len());
+        let Some(node) = known.iter().map(|(node, _)| *node).min_by_key(|&node| (given(node), node)) else {
+            continue;
+        };
+        match from.iter_mut().find(|(of, _)| *of == node) {
+            Some((_, units)) => units.push(UnitRoot { unit, root }),
+            None => from.push((node, vec![UnitRoot { unit, root }])),
+        }
+    }
+    from.truncate(SOURCES_MAX);
+    from
+}
+
+/// What this node has.
+pub(crate) fn own(model: &Checkpoint) -> Held {
+    held(model)
 }
 
 /// A worker's answer: what it has of a model that the machine `from` asks about.
 pub(crate) fn answer(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32]) -> Held {
+    find(own, id, from).as_ref().map(held).unwrap_or_default()
+}
+
+/// A model that the machine `from` asks about, if it is on this computer whole or in part. Asks nobody.
+pub(crate) fn find(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32]) -> Option<Checkpoint> {
     let wanted = WantedModel { named: &id.name, fingerprint: &id.fingerprint.0, origin: id.origin.as_ref() };
     if let Ok(Some(found)) = whole_here(own, &wanted) {
-        return held(&found);
+        return Some(found);
     }
     if own.is_some() {
-        return Held::default();
+        return None;
     }
     let origin = id.origin.as_ref().map(stage_setup::known_origin);
-    let found = Store::of_user().held(origin.as_ref(), id.fingerprint.0, from);
-    found.as_ref().map(held).unwrap_or_default()
+    Store::of_user().held(origin.as_ref(), id.fingerprint.0, from)
 }
 
 /// What a node lacks that has `held` of `model`.
@@ -63,13 +110,35 @@ pub(crate) fn missing(model: &Checkpoint, held: &Held) -> Missing {
     }
 }
 
-/// What this node lacks.
-pub(crate) fn own_missing(model: &Checkpoint) -> Missing {
-    missing(model, &held(model))
-}
-
 /// What a node lacks that did not say: all of it, where the coordinator has to fetch as well; else it is taken to have
 /// the files, too.
 pub(crate) fn assumed_missing(model: &Checkpoint) -> Missing {
     if model.is_partial() { missing(model, &Held::default()) } else { Missing::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn has(roots: &[(u32, u8)]) -> Option<Held> {
+        let root = |&(unit, byte): &(u32, u8)| UnitRoot { unit, root: Fingerprint([byte; 32]) };
+        Some(Held { roots: roots.iter().map(root).collect(), ..Held::default() })
+    }
+
+    fn taken(needs: &[u32], who: usize, held: &[Option<Held>]) -> Vec<(usize, Vec<u32>)> {
+        let plain =
+            |(node, units): (usize, Vec<UnitRoot>)| (node, units.iter().map(|unit| unit.unit).collect());
+        sources(needs, who, held).into_iter().map(plain).collect()
+    }
+
+    #[test]
+    fn units_come_from_those_who_have_them_and_agree() {
+        let held = [has(&[(0, 1)]), has(&[(1, 1), (2, 2), (3, 3)]), None, has(&[(2, 2), (3, 9), (4, 4)])];
+        // 0 is the coordinator's to give, 1 is here, 3 is disputed, 5 nobody has.
+        assert_eq!(taken(&[0, 1, 2, 3, 4, 5], 1, &held), [(3, vec![2, 4])]);
+        assert_eq!(taken(&[1, 2, 4], 2, &held), [(1, vec![1]), (3, vec![2, 4])]);
+        // The coordinator itself takes what it lacks.
+        assert_eq!(taken(&[0, 1], 0, &held), [(1, vec![1])]);
+        assert_eq!(taken(&[0], 2, &[]), []);
+    }
 }

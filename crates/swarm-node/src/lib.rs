@@ -46,6 +46,7 @@ mod traffic;
 mod watch;
 mod worker;
 
+pub use ask::{ask_worker, take_model};
 pub use control::memory_offered;
 pub use coordinator::SessionTelemetry;
 pub use engine::{
@@ -54,6 +55,7 @@ pub use engine::{
 };
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
+pub use give::serve_model;
 pub use local::LocalWorkers;
 pub use perplexity::{TextScore, score_text};
 pub use search::{SearchEvent, WorkerSearch};

@@ -11,13 +11,13 @@ use swarm_link::{Closer, Connection, LinkError, LinkSettings, dial};
 use swarm_model::{LoadProgress, Stage};
 use swarm_ring::Gate;
 use swarm_text::Tokenizer;
-use swarm_weights::Store;
+use swarm_weights::{Attached, Checkpoint, Store};
 use swarm_wire::{
-    Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, LoadSource, Loading, NextHop, NodeId,
-    Prepare, Ready, Refused, Stats, Supply,
+    Blame, CloseCode, Control, DataHello, DataKind, Epoch, Limits, LoadSource, Loading, ModelId, NextHop,
+    NodeId, Prepare, Ready, Refused, Stats, Supply,
 };
 
-use crate::ask::{LinkSupplier, catalogue};
+use crate::ask::{LinkSupplier, SourceNode, catalogue};
 use crate::control::{self, ControlSender};
 use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN, SUPPLY_COMES};
 use crate::error::NodeError;
@@ -373,6 +373,7 @@ impl StageBody {
             sessions_max: order.sessions_max as usize,
             limits: order.limits,
         };
+        let _sources = self.sources(&checkpoint);
         let need = StageNeed::of(&checkpoint, &stage_order)?;
         let (fingerprint, context) = (order.fingerprint.0, stage_order.context);
         let key = StageKey { fingerprint, layers: self.layers(), context };
@@ -429,6 +430,19 @@ impl StageBody {
         }
         let catalogue = catalogue(&supply, self.owner.key);
         Some((catalogue, Arc::new(LinkSupplier::new("the coordinator".to_owned(), &supply, link))))
+    }
+
+    /// Attaches the other nodes that the coordinator named; they are dialled when bytes of theirs are missing.
+    fn sources(&self, checkpoint: &Checkpoint) -> Vec<Attached> {
+        let order = &self.order;
+        let id = ModelId {
+            name: order.model.clone(),
+            fingerprint: order.fingerprint,
+            origin: order.origin.clone(),
+        };
+        let node = |source| SourceNode::new(&self.shared.identity, checkpoint, &id, source);
+        let nodes = order.sources.iter().filter_map(node);
+        nodes.filter_map(|node| checkpoint.attach(Arc::new(node))).collect()
     }
 
     /// The order must fit the model and the limits must be the model's.

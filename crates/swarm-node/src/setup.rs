@@ -11,11 +11,13 @@ use swarm_ring::{
     CutStage, Downloads, Missing, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler,
     SchedulerConfig, Split, Timers, plan_cut, plan_frugally,
 };
-use swarm_weights::{Checkpoint, Promise, Share};
+use swarm_weights::{Attached, Checkpoint, Promise, Share};
 use swarm_wire::{
     Control, DataKind, Epoch, Fingerprint, Held, KvType, Limits, LoadSource, NextHop, NodeId, Prepare, Role,
+    UnitRoot, WeightSource,
 };
 
+use crate::ask::SourceNode;
 use crate::control;
 use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
@@ -136,8 +138,9 @@ pub(crate) fn place_layers(
         Some(held) => holdings::missing(model, held),
         None => holdings::assumed_missing(model),
     };
-    let missing: Vec<Missing> =
-        std::iter::once(holdings::own_missing(model)).chain(held.iter().map(missing)).collect();
+    let own = std::iter::once(Some(holdings::own(model)));
+    let held: Vec<Option<Held>> = own.chain(held).collect();
+    let missing: Vec<Missing> = held.iter().map(missing).collect();
     // Who asks for a split wants the work shared; one user's speed alone would leave most of it on the fastest node.
     let split = if config.cut.is_some() { Split::Always } else { config.split };
     let usual = if split == Split::Always { Objective::Throughput } else { Objective::Latency };
@@ -157,17 +160,38 @@ pub(crate) fn place_layers(
             0 => model.missing_bytes(stage.layers.clone()),
             _ => Downloads(&missing).bytes(node, &stage.layers, &shape),
         };
-        let known = node == 0 || held.get(node - 1).is_some_and(Option::is_some);
+        let known = held.get(node).is_some_and(Option::is_some);
         Some(ToFetch { bytes, known })
     };
     let to_fetch = plan.placement.stages.iter().enumerate().filter_map(to_fetch).collect();
-    Ok(Placed { plan, to_fetch })
+    let sources = stage_sources(model, &plan.placement, &room, &held);
+    Ok(Placed { plan, to_fetch, sources })
+}
+
+/// Which other nodes each stage may take weights from: of a published model, whose bytes are the same everywhere.
+fn stage_sources(
+    model: &Checkpoint,
+    placement: &Placement,
+    room: &RoomProfile,
+    held: &[Option<Held>],
+) -> Vec<Vec<(NodeId, Vec<UnitRoot>)>> {
+    let of = |stage: &swarm_ring::PlacedStage| {
+        let who = room.nodes.iter().position(|node| node.id == stage.node);
+        let Some(who) = who.filter(|_| model.origin().is_some()) else { return Vec::new() };
+        let units = model.stage_units(stage.layers.clone());
+        let units: Vec<u32> = units.into_iter().filter_map(|unit| u32::try_from(unit).ok()).collect();
+        let sources = holdings::sources(&units, who, held);
+        sources.into_iter().filter_map(|(node, roots)| Some((room.nodes.get(node)?.id, roots))).collect()
+    };
+    placement.stages.iter().map(of).collect()
 }
 
 /// A placement, and what each of its stages would fetch, in ring order.
 pub(crate) struct Placed {
     pub plan: Plan,
     pub to_fetch: Vec<ToFetch>,
+    /// Other nodes that have weights of each stage.
+    pub sources: Vec<Vec<(NodeId, Vec<UnitRoot>)>>,
 }
 
 /// The cut with the nodes it names, `here` being this one; without names, those of the ring in order.
@@ -207,15 +231,28 @@ fn named_cut(
 /// `epoch`.
 pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Result<Assembled, NodeError> {
     let &Ground { config, identity, observer, model, context, fingerprint, shelf } = ground;
-    let Placed { plan, to_fetch } = place_layers(config, identity, model, context, room, shelf.bytes())?;
+    let Placed { plan, to_fetch, sources } =
+        place_layers(config, identity, model, context, room, shelf.bytes())?;
     let placement = &plan.placement;
     observer(EngineEvent::Placed(placement.clone()));
     check_fetch(config, &to_fetch, placement)?;
     let limits = limits(config, model, context, room.members.len() + 1)?;
     let order: Vec<NodeId> = placement.stages.iter().skip(1).map(|stage| stage.node).collect();
+    let sources = ways(room, placement, &sources);
     let left_out = room.keep(&order);
-    let assembly =
-        Assembly { config, identity, observer, limits, model, context, placement, epoch, fingerprint, shelf };
+    let assembly = Assembly {
+        config,
+        identity,
+        observer,
+        limits,
+        model,
+        context,
+        placement,
+        epoch,
+        fingerprint,
+        shelf,
+        sources,
+    };
     let share = assembly.share(room);
     // From before anybody can ask for them until they are here, or cannot be had.
     let own = placement.stages.first().map_or(0..0, |stage| stage.layers.clone());
@@ -315,6 +352,29 @@ struct Assembly<'a> {
     epoch: Epoch,
     fingerprint: [u8; 32],
     shelf: &'a Shelf,
+    /// Other nodes that have weights of each stage.
+    sources: Vec<Vec<WeightSource>>,
+}
+
+/// The addresses of each stage's sources, as its node may reach them. A node that the ring does without is one as well.
+fn ways(
+    room: &Room,
+    placement: &Placement,
+    sources: &[Vec<(NodeId, Vec<UnitRoot>)>],
+) -> Vec<Vec<WeightSource>> {
+    let member = |id: NodeId| room.members.iter().find(|member| member.id() == id);
+    let stage = |(stage, sources): (&swarm_ring::PlacedStage, &Vec<(NodeId, Vec<UnitRoot>)>)| {
+        let way = |(id, units): &(NodeId, Vec<UnitRoot>)| {
+            let other = member(*id)?;
+            let node = match member(stage.node) {
+                Some(from) => from.way_to(other),
+                None => NextHop { node_id: *id, addresses: other.addresses.clone() },
+            };
+            Some(WeightSource { node, units: units.clone() })
+        };
+        sources.iter().filter_map(way).collect()
+    };
+    placement.stages.iter().zip(sources).map(stage).collect()
 }
 
 impl Assembly<'_> {
@@ -346,6 +406,7 @@ impl Assembly<'_> {
                 next: room.members.get(index + 1).map(|next| member.way_to(next)),
                 threads: self.config.worker_threads.map(small),
                 numerics: swarm_kernels::NUMERICS.to_owned(),
+                sources: self.sources.get(index + 1).cloned().unwrap_or_default(),
             };
             say(member, &Control::Prepare(Box::new(order)))?;
         }
@@ -408,11 +469,20 @@ impl Assembly<'_> {
         Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max).with_meter(meter))
     }
 
+    /// Attaches the workers that have weights of this node's own stage.
+    fn own_sources(&self) -> Vec<Attached> {
+        let Ok(id) = holdings::model_id(&self.config.model, self.model) else { return Vec::new() };
+        let sources = self.sources.first().map_or(&[][..], Vec::as_slice);
+        let node = |source| SourceNode::new(self.identity, self.model, &id, source);
+        sources.iter().filter_map(node).filter_map(|node| self.model.attach(Arc::new(node))).collect()
+    }
+
     /// Fetches what is not on this computer, and reads the layers.
     fn read(&self, order: &StageOrder, promise: Option<Promise<'_>>) -> Result<Stage, NodeError> {
         let tell = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
             (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
         };
+        let _sources = self.own_sources();
         fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
             tell(done.bytes_done, done.bytes_total, load_source(done.from));
         })?;

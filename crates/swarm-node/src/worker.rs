@@ -25,6 +25,7 @@ use crate::deadlines::{COORDINATOR_SILENT, FIRST_MESSAGE};
 use crate::doctor::is_heard;
 use crate::error::NodeError;
 use crate::examine::serve_examine;
+use crate::give::serve_fetch;
 use crate::link_probe::serve_probe;
 use crate::machine;
 use crate::measure::answer_measure;
@@ -373,6 +374,7 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
         Ok(Control::Supply(supply)) => supplied(shared, connection, *supply),
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
         Ok(Control::Probe) => serve_probe(connection),
+        Ok(Control::Fetch(id)) => serve_fetch(connection, shared.config.model.as_ref(), &id),
         Ok(Control::Examine(question)) => {
             let hears = |instance| shared.discovery.upgrade().map(|discovery| is_heard(&discovery, instance));
             serve_examine(connection, question, || own_hello(shared), hears);

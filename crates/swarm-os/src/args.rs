@@ -381,6 +381,9 @@ pub struct PullArgs {
     /// Only these layers, for example 0..11; with the first the embedding, with the last the head
     #[arg(long, value_name = "RANGE")]
     pub layers: Option<String>,
+    /// A worker of the swarm that may have it, asked before the Hub; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
     /// One JSON object
     #[arg(long)]
     pub json: bool,

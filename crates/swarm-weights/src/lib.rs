@@ -28,6 +28,7 @@ mod share;
 mod source;
 pub mod store;
 mod tokenizer;
+mod unit;
 
 pub use checkpoint::{Checkpoint, Format, Origin, Tensor, TensorRows};
 pub use config::{ConfigError, Family, ModelConfig, RopeConfig, RopeScaling};
@@ -43,3 +44,4 @@ pub use store::{
     StoreError, Supplier, SupplyAsk, Take,
 };
 pub use tokenizer::TokenizerFiles;
+pub use unit::{Attached, Unit};

@@ -12,7 +12,7 @@ use crate::examine::{Examine, Examined};
 use crate::ids::{Epoch, Fingerprint, NodeId};
 use crate::limits::Limits;
 use crate::measure::{Measure, Measured};
-use crate::supply::{ModelId, Supply};
+use crate::supply::{ModelId, Supply, WeightSource};
 
 /// Everything that is said on a control connection. In JSON the field `kind` names the variant in
 /// snake case. A field this build does not know is ignored; a kind it does not know is an error
@@ -241,6 +241,9 @@ pub struct Prepare {
     pub threads: Option<u32>,
     /// The numerics contract the ring runs under.
     pub numerics: String,
+    /// Other nodes that have weights of this stage; the coordinator is asked after them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<WeightSource>,
 }
 
 /// Progress of fetching or reading weights. Each source is counted on its own.

@@ -4,7 +4,7 @@ use crate::control::{Control, ControlError, Hello, Origin, Prepare, Stats};
 use crate::examine::{validate_examine, validate_examined};
 use crate::frame::TIME_US_MAX;
 use crate::measure::{validate_measure, validate_measured};
-use crate::supply::{validate_model, validate_supply};
+use crate::supply::{SOURCES_MAX, validate_model, validate_source, validate_supply};
 
 /// Longest control message.
 pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
@@ -142,6 +142,8 @@ fn validate_prepare(prepare: &Prepare) -> Result<(), ControlError> {
     text("model", &prepare.model, MODEL_CHARS_MAX)?;
     prepare.origin.iter().try_for_each(validate_origin)?;
     text("numerics", &prepare.numerics, TAG_CHARS_MAX)?;
+    at_most("sources", prepare.sources.len() as u64, SOURCES_MAX as u64)?;
+    prepare.sources.iter().try_for_each(validate_source)?;
     between("layers_total", prepare.layers_total.into(), 1, LAYERS_MAX.into())?;
     let layers = prepare.layers;
     if layers.start >= layers.end || layers.end > prepare.layers_total {

@@ -56,7 +56,9 @@ pub use ids::{Epoch, Fingerprint, IdError, NodeId, Position, SessionId};
 pub use limits::{FRAME_BYTES_CAP, Limits, LimitsError};
 pub use measure::{LayerShape, MatrixShape, Measure, Measured, MeasuredLink, TARGETS_MAX};
 pub use sampling::{Sampling, SamplingError};
-pub use supply::{FILES_MAX, Held, ModelId, SuppliedFile, Supply};
+pub use supply::{
+    FILES_MAX, Held, ModelId, ROOTS_MAX, SOURCES_MAX, SuppliedFile, Supply, UnitRoot, WeightSource,
+};
 
 /// Two nodes with another major number cannot talk; both versions are named in the refusal.
 pub const PROTOCOL_MAJOR: u32 = 2;

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::{ControlError, LayerRange, Origin};
+use crate::control::{ControlError, LayerRange, NextHop, Origin};
 use crate::control_check::{
-    BYTES_MAX, LAYERS_MAX, MODEL_CHARS_MAX, TAG_CHARS_MAX, at_most, between, invalid, text, validate_origin,
+    ADDRESSES_MAX, BYTES_MAX, LAYERS_MAX, MODEL_CHARS_MAX, TAG_CHARS_MAX, at_most, between, invalid, text,
+    validate_origin,
 };
 use crate::ids::{Epoch, Fingerprint};
 
@@ -12,6 +13,10 @@ use crate::ids::{Epoch, Fingerprint};
 pub const FILES_MAX: usize = 512;
 /// Longest name of a file.
 const FILE_CHARS_MAX: usize = 256;
+/// Most units that a message names.
+pub const ROOTS_MAX: usize = 1024;
+/// Most nodes that a stage may take weights from.
+pub const SOURCES_MAX: usize = 16;
 
 /// First message of a coordinator that dials a worker so that its stage can ask for bytes; and the answer to a
 /// fetch. From then on the other side sends [`crate::Ask`]s.
@@ -71,6 +76,37 @@ pub struct Held {
     pub norm: bool,
     /// The head is; the embedding, where they are tied.
     pub head: bool,
+    /// Units whose pieces it can list, and what they hash to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roots: Vec<UnitRoot>,
+}
+
+/// A part of a model that nodes agree on as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitRoot {
+    /// A layer by its number; after the last the embedding, the final norm and the head.
+    pub unit: u32,
+    /// Digest over the digests of its pieces.
+    pub root: Fingerprint,
+}
+
+/// A node that has units which a stage needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightSource {
+    /// Who, and where.
+    pub node: NextHop,
+    /// What may be taken from it, as the coordinator knows it.
+    pub units: Vec<UnitRoot>,
+}
+
+pub(crate) fn validate_source(source: &WeightSource) -> Result<(), ControlError> {
+    between("sources.addresses", source.node.addresses.len() as u64, 1, ADDRESSES_MAX as u64)?;
+    validate_roots(&source.units)
+}
+
+fn validate_roots(roots: &[UnitRoot]) -> Result<(), ControlError> {
+    at_most("roots", roots.len() as u64, ROOTS_MAX as u64)?;
+    roots.iter().try_for_each(|root| at_most("unit", root.unit.into(), u64::from(LAYERS_MAX) + 2))
 }
 
 pub(crate) fn validate_model(model: &ModelId) -> Result<(), ControlError> {
@@ -87,7 +123,7 @@ pub(crate) fn validate_held(held: &Held) -> Result<(), ControlError> {
         }
         free = range.end;
     }
-    Ok(())
+    validate_roots(&held.roots)
 }
 
 pub(crate) fn validate_supply(supply: &Supply) -> Result<(), ControlError> {

@@ -10,7 +10,7 @@ use swarm_wire::{
     Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Held,
     Hello, KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
     MeasuredLink, ModelId, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare,
-    Ready, Refused, Role, Stats, SuppliedFile, Supply,
+    Ready, Refused, Role, Stats, SuppliedFile, Supply, UnitRoot, WeightSource,
 };
 
 const LIMITS: Limits =
@@ -48,11 +48,17 @@ fn prepare() -> Prepare {
         next: Some(NextHop { node_id: NodeId([8; 32]), addresses: vec!["10.0.0.2:4000".parse().unwrap()] }),
         threads: None,
         numerics: "swarm-numerics-1".into(),
+        sources: Vec::new(),
     }
 }
 
 fn model_id(name: &str) -> ModelId {
     ModelId { name: name.into(), fingerprint: Fingerprint([9; 32]), origin: None }
+}
+
+fn weight_source() -> WeightSource {
+    let node = NextHop { node_id: NodeId([4; 32]), addresses: vec!["10.0.0.3:4000".parse().unwrap()] };
+    WeightSource { node, units: vec![UnitRoot { unit: 7, root: Fingerprint([1; 32]) }] }
 }
 
 fn supply() -> Supply {
@@ -143,6 +149,7 @@ fn any_prepare() -> impl Strategy<Value = Prepare> {
                 next: (!tail).then_some(NextHop { node_id: NodeId(id), addresses }),
                 threads: numbers.2,
                 numerics: "n".into(),
+                sources: tail.then(weight_source).into_iter().collect(),
             }
         },
     )
@@ -411,6 +418,27 @@ fn fields_out_of_range_are_named() {
         ("context", Prepare { context: 4096, ..base.clone() }),
         ("sessions_max", Prepare { sessions_max: 0, ..base.clone() }),
         ("threads", Prepare { threads: Some(0), ..base.clone() }),
+        (
+            "sources.addresses",
+            Prepare {
+                sources: vec![WeightSource {
+                    node: NextHop { node_id: NodeId([4; 32]), addresses: Vec::new() },
+                    units: Vec::new(),
+                }],
+                ..base.clone()
+            },
+        ),
+        (
+            "unit",
+            Prepare {
+                sources: vec![WeightSource {
+                    units: vec![UnitRoot { unit: u32::MAX, root: Fingerprint([0; 32]) }],
+                    ..weight_source()
+                }],
+                ..base.clone()
+            },
+        ),
+        ("sources", Prepare { sources: vec![weight_source(); 17], ..base.clone() }),
         ("limits", Prepare { limits: Limits { width: 0, ..LIMITS }, ..base }),
     ];
     for (field, prepare) in prepares {

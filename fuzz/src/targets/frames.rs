@@ -1,9 +1,9 @@
 //! Frames and control messages: total, and one meaning has one encoding.
 
 use swarm_wire::{
-    Ack, Blame, CONTROL_KINDS, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Failed, Frame,
-    FrameHead, FrameView, Hidden, Limits, NodeId, Open, Position, Receipt, Sampling, SegmentHead, SessionId,
-    StageTime, TokenOut, Tokens, patch_sent_us, peek,
+    Ack, Answer, Ask, Blame, CONTROL_KINDS, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Failed,
+    Frame, FrameHead, FrameView, Hidden, Limits, NodeId, Open, PIECE_BYTES_MAX, PieceRange, Position,
+    Receipt, Sampling, SegmentHead, SessionId, StageTime, TokenOut, Tokens, patch_sent_us, peek,
 };
 
 use super::{Shape, Target, chain, outcome};
@@ -27,7 +27,7 @@ pub const CONTROL: Target = Target {
 };
 
 /// Names of fields, and texts that are no numbers.
-const FIELDS: [&str; 17] = [
+const FIELDS: [&str; 22] = [
     "kind",
     "node_id",
     "layers",
@@ -43,6 +43,11 @@ const FIELDS: [&str; 17] = [
     "targets",
     "links",
     "bytes_per_s",
+    "files",
+    "origin",
+    "sources",
+    "roots",
+    "unit",
     "NaN",
     "1e999",
 ];
@@ -101,7 +106,48 @@ fn frame_seeds() -> Vec<Vec<u8>> {
         Ack { epoch, lap: 77 }.encode().to_vec(),
         Closing { epoch, code: CloseCode::Order }.encode().to_vec(),
     ];
-    encoded.chain([hello.encode().to_vec()]).chain(receipts).collect()
+    encoded.chain([hello.encode().to_vec()]).chain(receipts).chain(bulk_seeds()).collect()
+}
+
+/// Asks for bytes of weights, and answers.
+fn bulk_seeds() -> Vec<Vec<u8>> {
+    let range = |offset, bytes| PieceRange { offset, bytes };
+    let (first, second) = (range(8, 300), range(1 << 33, PIECE_BYTES_MAX));
+    let asks = [
+        Ask { file: 0, through: false, pieces: vec![first] },
+        Ask { file: 3, through: true, pieces: vec![first, second] },
+    ];
+    let answers = [
+        Answer::Piece { range: first, digest: [9; 32], bytes: &[1, 2, 3] },
+        Answer::Bytes(&[4, 5]),
+        Answer::Absent { range: second },
+        Answer::Wait,
+    ];
+    let mut out = Vec::new();
+    let asks = asks.map(|ask| {
+        ask.encode(&mut out).expect("a seed is sound");
+        out.clone()
+    });
+    let answers = answers.map(|answer| {
+        let mut out = Vec::new();
+        answer.encode(&mut out);
+        out
+    });
+    asks.into_iter().chain(answers).collect()
+}
+
+/// The messages of a connection for bytes: what decodes, encodes to the same.
+fn bulk(bytes: &[u8]) {
+    let mut out = Vec::new();
+    if let Ok(ask) = Ask::decode(bytes) {
+        ask.encode(&mut out).expect("what decodes, encodes");
+        assert_eq!(out, bytes, "an ask has two encodings");
+        assert!(ask.pieces.windows(2).all(|pair| pair[0].end() <= pair[1].offset), "pieces overlap");
+    }
+    if let Ok(answer) = Answer::decode(bytes) {
+        answer.encode(&mut out);
+        assert_eq!(out, bytes, "an answer has two encodings");
+    }
 }
 
 fn frame(bytes: &[u8]) -> u64 {
@@ -113,6 +159,7 @@ fn frame(bytes: &[u8]) -> u64 {
         Ok(Receipt::Closing(closing)) => assert_eq!(closing.encode(), bytes, "a closing has two encodings"),
         Err(_) => {}
     }
+    bulk(bytes);
     let peeked = peek(bytes);
     let mut patched = bytes.to_vec();
     let _ = patch_sent_us(&mut patched, u64::MAX);
@@ -198,6 +245,16 @@ fn control_seeds() -> Vec<Vec<u8>> {
         format!(
             r#"{{"kind":"measured","id":1,"layer_ns":500,"row_ns":90,"head_ns":700,"layers":true,"links":[{{"node_id":"{id}","round_trip_ns":80000,"bytes_per_s":90000000}},{{"node_id":"{id}"}}]}}"#
         ),
+        r#"{"kind":"wanting","epoch":3}"#.to_owned(),
+        format!(
+            r#"{{"kind":"supply","epoch":3,"fingerprint":"{id}","name":"toy","cache":"{id}","origin":{{"repository":"a/b","commit":"{0}","file":"x.gguf","fingerprint":"{id}"}},"files":[{{"name":"config.json","bytes":9,"small":true}},{{"name":"x.gguf","bytes":90000,"tag":"ab"}}]}}"#,
+            "0a".repeat(20)
+        ),
+        format!(r#"{{"kind":"fetch","name":"toy","fingerprint":"{id}"}}"#),
+        format!(
+            r#"{{"kind":"measured","id":1,"layer_ns":5,"row_ns":9,"head_ns":7,"layers":false,"links":[],"held":{{"layers":[[0,2],[3,4]],"embed":true,"norm":false,"head":true,"roots":[{{"unit":3,"root":"{id}"}}]}}}}"#
+        ),
+        prepare("[1,4]", true, &format!(r#"null,"sources":[{{"node":{next},"units":[{{"unit":2,"root":"{id}"}}]}}]"#)),
         r#"{"kind":"probe"}"#.to_owned(),
         r#"{"kind":"bye"}"#.to_owned(),
         r#"{"kind":"examine","id":1,"reach":4747,"hear":"00ff","padding_bytes":9}"#.to_owned(),

@@ -314,6 +314,7 @@ impl Caller {
             next: None,
             threads: None,
             numerics: swarm_kernels::NUMERICS.into(),
+            sources: Vec::new(),
         }
     }
 

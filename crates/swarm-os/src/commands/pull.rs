@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::json;
 use swarm_node::NodeError;
-use swarm_weights::{Checkpoint, FetchControl, StoreError, cache};
+use swarm_weights::{Attached, Checkpoint, FetchControl, FetchSource, StoreError, cache};
 
 use crate::args::PullArgs;
 use crate::failure::{Code, Failure};
@@ -20,6 +20,7 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
     let path = cache::resolve(&args.model).map_err(NodeError::from)?;
     let model = Checkpoint::open(&path).map_err(NodeError::from)?;
     let layers = layers(args.layers.as_deref(), model.config().num_hidden_layers)?;
+    let _asked = ask(args, &model)?;
     let started = Instant::now();
     let missing = model.missing_bytes(layers.clone());
     let abort = Arc::new(AtomicBool::new(false));
@@ -27,9 +28,12 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
     let _interrupt = interrupt::during(Repeat::End, move || called_off.store(true, Ordering::Relaxed));
     let bar =
         bytes_bar(missing, format!("{} layers {}..{}", text::line(model.name()), layers.start, layers.end));
-    let mut bytes_fetched = 0;
+    let (mut from_hub, mut from_peers) = (0, 0);
     let mut progress = |done: swarm_weights::FetchProgress| {
-        bytes_fetched = done.bytes_done;
+        match done.from {
+            FetchSource::Hub => from_hub = done.bytes_done,
+            FetchSource::Peer => from_peers = done.bytes_done,
+        }
         bar.set_length(done.bytes_total);
         bar.set_position(done.bytes_done);
     };
@@ -41,11 +45,12 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
             other.map_err(|source| NodeError::Fetch { layers: layers.clone(), source: Box::new(source) })?
         }
     }
+    let bytes_fetched = from_hub + from_peers;
     let stage_bytes = model.stage_bytes(layers.clone());
     if args.json {
         return Ok(report::json(&json!({
             "model": model.name(), "path": path, "commit": model.origin().map(|origin| &origin.commit),
-            "layers": [layers.start, layers.end], "bytes": stage_bytes, "bytes_fetched": bytes_fetched,
+            "layers": [layers.start, layers.end], "bytes": stage_bytes, "bytes_fetched": bytes_fetched, "bytes_from_peers": from_peers,
             "ms": started.elapsed().as_secs_f64() * 1e3,
         }))?);
     }
@@ -60,6 +65,24 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
         text::line(&path.display().to_string()),
     ))?;
     Ok(())
+}
+
+/// The workers that are named. One that cannot be asked is said, and the others and the Hub do without it.
+fn ask(args: &PullArgs, model: &Checkpoint) -> Result<Vec<Attached>, Failure> {
+    if args.peer.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (_, identity) = settings::identity()?;
+    let mut asked = Vec::new();
+    for peer in &args.peer {
+        match swarm_node::ask_worker(&identity, &settings::peer_addresses(peer)?, &args.model, model) {
+            Ok(attached) => asked.extend(attached),
+            Err(error) => {
+                text::note(&format!("{} is not asked: {}", text::line(peer), text::line(&error.chain())))
+            }
+        }
+    }
+    Ok(asked)
 }
 
 /// `0..11`, within the model; all layers when nothing is said.

@@ -18,3 +18,5 @@ mod real_model;
 mod ring;
 mod room;
 mod supply;
+#[cfg(target_os = "linux")]
+mod supply_figures;

@@ -225,3 +225,111 @@ fn three_computers_of_which_one_has_a_way_to_the_hub() {
         "{said} of {weights}"
     );
 }
+
+/// A ring whose last stage was fetched by `one`; then another coordinator gives those layers to `two`.
+fn layers_move(room: &Room, damage: impl FnOnce(&Path)) {
+    let alone = room.json("alone", &[&RUN[..], &[room.folder.path().to_str().unwrap()]].concat());
+    let (_one, first) = room.worker("one");
+    let ring = ["--split", "always", "--layers", "0..5,5..10", "--peer", &first];
+    same(&room.json("first", &[&RUN[..], &["org/toy"], &ring].concat()), &alone);
+    damage(&room.store("one"));
+    room.hub.clear_log();
+    let (_two, second) = room.worker("two");
+    let cut = "here=0..2,one=2..5,two=5..10";
+    let ring = ["--split", "always", "--layers", cut, "--peer", &first, "--peer", &second];
+    same(&room.json("second", &[&RUN[..], &["org/toy"], &ring].concat()), &alone);
+}
+
+#[test]
+fn a_worker_takes_layers_from_the_worker_that_has_them() {
+    let room = Room::safetensors(2);
+    layers_move(&room, |_| {});
+    assert_eq!(room.hub.bytes_to("two"), 0);
+    // The second coordinator fetched its own layers, and a worker those that nobody has.
+    assert_eq!(room.hub.bytes_again(), 0);
+    assert!(room.hub.bytes_to("one") > 0 && room.hub.bytes_to("second") > 0);
+}
+
+#[test]
+fn damaged_layers_of_a_worker_are_refused_and_fetched_from_the_hub() {
+    let room = Room::safetensors(1);
+    let original = swarm_weights::Checkpoint::open(room.folder.path()).unwrap();
+    let tensor = original.read("model.layers.8.mlp.down_proj.weight").unwrap().bytes;
+    layers_move(&room, |store| {
+        let mut folder = store.join("models--org--toy");
+        folder.push(
+            std::fs::read_dir(&folder)
+                .unwrap()
+                .find_map(|entry| {
+                    let name = entry.unwrap().file_name().into_string().unwrap();
+                    (name.len() == 40).then_some(name)
+                })
+                .unwrap(),
+        );
+        let file = folder.join("model.safetensors");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let at = bytes.windows(4096).position(|window| window == &tensor[..4096]).unwrap();
+        bytes[at + 9] ^= 64;
+        std::fs::write(&file, bytes).unwrap();
+    });
+    let fetched = room.hub.bytes_to("two");
+    let stage = original.stage_bytes(5..10);
+    assert!(fetched > 0 && fetched < stage, "{fetched} of {stage}");
+}
+
+#[test]
+fn a_peer_that_is_killed_while_it_serves_is_done_without() {
+    let room = Room::safetensors(1);
+    let (worker, address) = room.worker("one");
+    let pulled = room.json("one", &["pull", "org/toy", "--json"]);
+    assert_eq!(pulled["bytes_from_peers"], 0);
+    room.hub.clear_log();
+    let slow = Settings { rate: Some(4_000_000), ..Settings::default() };
+    let relay = Relay::to(&address, slow).unwrap();
+    let far = relay.address().to_string();
+    let mut pull =
+        Proc::spawn(&mut room.command("two", &["pull", "org/toy", "--json", "--peer", &far])).unwrap();
+    let store = room.store("two");
+    let held = || {
+        let listed = room.json("two", &["models", "--json"]);
+        listed["fetched"][0]["models"][0]["bytes_held"].as_u64().unwrap_or(0)
+    };
+    swarm_testkit::wait_for(SOON, "some bytes", || store.is_dir() && held() > 2_000_000).unwrap();
+    assert!(pull.is_running());
+    drop(worker);
+    let finished = pull.finish(SOON).unwrap();
+    assert!(finished.status.success(), "{finished:?}");
+    let pulled: Value = serde_json::from_str(finished.stdout.trim()).unwrap();
+    let (all, peers) =
+        (pulled["bytes_fetched"].as_u64().unwrap(), pulled["bytes_from_peers"].as_u64().unwrap());
+    assert!(peers > 2_000_000 && peers < all && room.hub.bytes_to("two") >= all - peers, "{pulled}");
+    let file = PathBuf::from(pulled["path"].as_str().unwrap()).join("model.safetensors");
+    assert_eq!(
+        std::fs::read(file).unwrap(),
+        std::fs::read(room.folder.path().join("model.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn plan_tells_what_each_node_would_fetch_and_prefers_who_has_it() {
+    let room = Room::safetensors(1);
+    let (_one, first) = room.worker("one");
+    let (_two, second) = room.worker("two");
+    let ring = ["--split", "always", "--peer", &first, "--peer", &second, "--model", "org/toy"];
+    let plan = [&["plan", "--json"][..], &ring].concat();
+    let before = room.json("me", &plan);
+    let to_fetch = |plan: &Value| -> Vec<u64> {
+        plan["to_fetch_bytes"].as_array().unwrap().iter().map(|bytes| bytes.as_u64().unwrap()).collect()
+    };
+    assert!(to_fetch(&before).iter().all(|bytes| *bytes > 1_000_000), "{before}");
+    room.json("one", &["pull", "org/toy", "--json"]);
+    let after = room.json("me", &plan);
+    let stages = after["stages"].as_array().unwrap();
+    for (stage, bytes) in stages.iter().zip(to_fetch(&after)) {
+        assert_eq!(bytes == 0, stage["name"] == "one", "{after}");
+    }
+    let shown =
+        Proc::spawn(&mut room.command("me", &[&["plan"][..], &ring].concat())).unwrap().finish(SOON).unwrap();
+    let line = shown.stdout.lines().find(|line| line.starts_with("to fetch before it starts")).unwrap();
+    assert!(line.contains("two ") && !line.contains("one ") && !line.contains("at most"), "{line}");
+}

@@ -55,6 +55,13 @@ pub(crate) fn all(
         writers.push((file.writer()?, wanted)); // which takes note of what others fetched meanwhile
     }
     let suppliers = first.folder.suppliers();
+    // First those of whom only some may be taken: the coordinator has enough to do.
+    for supplier in &suppliers {
+        if let Some(units) = supplier.units() {
+            supply::units_from_supplier(&**supplier, units, &writers, control)?;
+        }
+    }
+    let suppliers: Vec<_> = suppliers.into_iter().filter(|supplier| supplier.units().is_none()).collect();
     for supplier in &suppliers {
         supply::from_supplier(&**supplier, &writers, false, control)?;
     }

@@ -158,6 +158,12 @@ impl StoredFile {
         pieces::missing(wanted, &self.present())
     }
 
+    /// The digest of a piece that is listed as it is.
+    pub fn digest(&self, range: &Range<u64>) -> Option<[u8; 32]> {
+        let record = self.index().at(range.start)?.record;
+        ((record.offset, record.end()) == (range.start, range.end)).then_some(record.hash)
+    }
+
     /// Reads a piece for another node, and tells its digest; `None` when it is not here whole. One that is a record is
     /// not held against its digest here: whoever gets it does that.
     pub fn held_piece(&self, range: &Range<u64>, out: &mut Vec<u8>) -> Result<Option<[u8; 32]>, SourceError> {
@@ -282,10 +288,19 @@ impl Writer<'_> {
 
     /// The same for bytes that were held against the digest of their record just now.
     pub fn put_checked(&self, record: Record, bytes: &[u8]) -> Result<(), StoreError> {
-        let offset = record.offset;
-        let need = bytes.len() as u64;
-        let path = &self.stored.path;
-        write_at(&self.data, bytes, offset).map_err(|source| StoreError::io("write", path, need, source))?;
+        self.write(record.offset, bytes)?;
+        self.list(record)
+    }
+
+    /// Writes bytes that do not count before their record is listed.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let (path, need) = (&self.stored.path, bytes.len() as u64);
+        write_at(&self.data, bytes, offset).map_err(|source| StoreError::io("write", path, need, source))
+    }
+
+    /// The word that the bytes of a record are there.
+    pub fn list(&self, record: Record) -> Result<(), StoreError> {
+        let (path, need) = (&self.stored.path, RECORD_BYTES as u64);
         let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(source) = ranges.write_all(&record.encode()) {
             drop(self.stored.mend());

@@ -34,7 +34,7 @@ pub(crate) use fetch::{all as fetch_all, through as fetch_through};
 pub(crate) use file::{StoredFile, ranges_path};
 pub(crate) use folder::Folder;
 pub use pieces::PIECE_BYTES;
-pub(crate) use pieces::bytes as ranges_bytes;
+pub(crate) use pieces::{bytes as ranges_bytes, cut};
 pub use supply::{Adopted, Brought, Catalogue, Supplier, SupplyAsk, Take};
 
 use crate::cache::Places;

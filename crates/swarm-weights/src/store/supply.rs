@@ -1,5 +1,6 @@
 //! Bytes from other nodes: asked for before the Hub is, and held against their digests as they come.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::checkpoint::{Checkpoint, Origin};
 use crate::hub::{Listed, ModelRef, is_commit, is_file_name};
 use crate::open::{CONFIG_FILE, INDEX_FILE};
 use crate::share::{SHARED_SMALL_BYTES_MAX, SharedFile};
+use crate::unit::{self, Unit};
 
 /// Most pieces in one ask, and most bytes.
 const ASK_PIECES_MAX: usize = 256;
@@ -48,6 +50,12 @@ pub type Take<'a> = dyn FnMut(Brought<'_>) -> bool + 'a;
 pub trait Supplier: Send + Sync {
     /// What to call it in messages, safe to print.
     fn name(&self) -> &str;
+
+    /// What may be taken of it, unit by unit: each must hash to what was agreed before any of it counts. None: everything,
+    /// because its word on digests is the coordinator's own.
+    fn units(&self) -> Option<&[Unit]> {
+        None
+    }
 
     /// Asks for the pieces of all asks, in order; `take` is given those that the other node has. With `through`, it
     /// fetches the others from the Hub on the way.
@@ -289,6 +297,113 @@ pub(super) fn from_supplier(
         tracing::warn!("{} supplies no more bytes: {error}", supplier.name());
     }
     Ok(())
+}
+
+/// Fetches those units from `supplier` that lack anything and may be taken of it. What does not hash to what was agreed
+/// stays unlisted, and then no more is asked of it. Errors as [`from_supplier`].
+pub(super) fn units_from_supplier(
+    supplier: &dyn Supplier,
+    units: &[Unit],
+    writers: &[(Writer<'_>, &Vec<Range<u64>>)],
+    control: &mut FetchControl<'_>,
+) -> Result<(), StoreError> {
+    let wanted: Vec<Parts<'_>> = units.iter().filter_map(|unit| Parts::of(unit, writers)).collect();
+    let bytes_total = wanted.iter().map(Parts::missing_bytes).sum();
+    let mut progress = FetchProgress { bytes_done: 0, bytes_total, from: FetchSource::Peer };
+    for parts in wanted {
+        let (asks, to) = parts.asks();
+        let (mut failed, mut fresh) = (None, BTreeMap::new());
+        let brought = supplier.bring(&asks, false, &mut |brought| {
+            if control.abort.load(Ordering::Relaxed) {
+                failed = Some(StoreError::Aborted);
+                return false;
+            }
+            if let Brought::Piece { ask, range, digest, bytes } = brought
+                && *blake3::hash(bytes).as_bytes() == digest
+                && let Some((part, writer)) = to.get(ask)
+            {
+                if let Err(error) = writer.write(range.start, bytes) {
+                    failed = Some(error);
+                    return false;
+                }
+                progress.bytes_done = progress.bytes_done.saturating_add(bytes.len() as u64);
+                fresh.insert((*part, range.start), Record::known(range.start, bytes, digest));
+            }
+            (control.progress)(progress);
+            true
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if parts.root(&fresh) != Some(parts.unit.root) {
+            let why = brought
+                .err()
+                .map_or_else(|| "it is not what was agreed".to_owned(), |error| error.to_string());
+            tracing::warn!("{} supplies no more bytes: {why}", supplier.name());
+            return Ok(());
+        }
+        for ((part, _), record) in fresh {
+            if let Some((writer, _)) = parts.places.get(part) {
+                writer.list(record)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A unit and where its tensors go.
+struct Parts<'a> {
+    unit: &'a Unit,
+    /// For each tensor: the writer of its file, and its range.
+    places: Vec<(&'a Writer<'a>, Range<u64>)>,
+}
+
+impl<'a> Parts<'a> {
+    /// `None` when nothing of it is missing, or not all of it belongs to files that are fetched.
+    fn of(unit: &'a Unit, writers: &'a [(Writer<'a>, &Vec<Range<u64>>)]) -> Option<Self> {
+        let place = |(file, range): &(String, Range<u64>)| {
+            let (writer, _) = writers
+                .iter()
+                .find(|(writer, wanted)| writer.stored.remote.path == *file && wanted.contains(range))?;
+            Some((writer, range.clone()))
+        };
+        let places: Option<Vec<_>> = unit.parts.iter().map(place).collect();
+        let parts = Self { unit, places: places? };
+        (parts.missing_bytes() > 0).then_some(parts)
+    }
+
+    fn missing(writer: &Writer<'_>, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut pieces = pieces::cut(std::slice::from_ref(range));
+        pieces.retain(|piece| writer.stored.digest(piece).is_none());
+        pieces
+    }
+
+    fn missing_bytes(&self) -> u64 {
+        self.places.iter().map(|(writer, range)| pieces::bytes(&Self::missing(writer, range))).sum()
+    }
+
+    /// What to ask for, and for each ask the tensor it belongs to.
+    fn asks(&self) -> (Vec<SupplyAsk>, Vec<(usize, &'a Writer<'a>)>) {
+        let (mut asks, mut to) = (Vec::new(), Vec::new());
+        for (part, (writer, range)) in self.places.iter().enumerate() {
+            let more = asks_of(&writer.stored.remote.path, &Self::missing(writer, range));
+            to.extend(std::iter::repeat_n((part, *writer), more.len()));
+            asks.extend(more);
+        }
+        (asks, to)
+    }
+
+    /// What the unit hashes to with what came; `None` while a piece is not there.
+    fn root(&self, fresh: &BTreeMap<(usize, u64), Record>) -> Option<[u8; 32]> {
+        let mut digests = Vec::new();
+        for (part, (writer, range)) in self.places.iter().enumerate() {
+            for piece in pieces::cut(std::slice::from_ref(range)) {
+                let came = fresh.get(&(part, piece.start)).map(|record| record.hash);
+                digests.push(came.or_else(|| writer.stored.digest(&piece))?);
+            }
+        }
+        Some(unit::root(digests.into_iter()))
+    }
 }
 
 /// One piece that is held already and damaged here; only the same bytes will do.
