@@ -134,8 +134,10 @@ mod tests {
     #[test]
     fn units_come_from_those_who_have_them_and_agree() {
         let held = [has(&[(0, 1)]), has(&[(1, 1), (2, 2), (3, 3)]), None, has(&[(2, 2), (3, 9), (4, 4)])];
-        // 0 is the coordinator's to give, 1 is here, 3 is disputed, 5 nobody has.
-        assert_eq!(taken(&[0, 1, 2, 3, 4, 5], 1, &held), [(3, vec![2, 4])]);
+        // 0 is the coordinator's to give, 1 to 3 are here, 5 nobody has.
+        assert_eq!(taken(&[0, 1, 2, 3, 4, 5], 1, &held), [(3, vec![4])]);
+        // Two say different things of 3.
+        assert_eq!(taken(&[0, 3, 5], 2, &held), []);
         assert_eq!(taken(&[1, 2, 4], 2, &held), [(1, vec![1]), (3, vec![2, 4])]);
         // The coordinator itself takes what it lacks.
         assert_eq!(taken(&[0, 1], 0, &held), [(1, vec![1])]);
