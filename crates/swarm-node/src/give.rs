@@ -6,30 +6,31 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{Closer, Connection, Identity, LinkError, LinkSettings, dial};
 use swarm_weights::{Checkpoint, Found, Share};
 use swarm_wire::{
     Answer, Ask, BULK_BYTES_MAX, Blame, CONTROL_BYTES_MAX, Control, Epoch, Fingerprint, ModelId, NextHop,
-    NodeId, PieceRange, Refused, SuppliedFile, Supply,
+    PieceRange, Refused, SuppliedFile, Supply,
 };
 
 use crate::control;
 use crate::deadlines::{SUPPLY_ASK, SUPPLY_DIAL, SUPPLY_WORD};
 use crate::error::{NodeError, chain};
 use crate::holdings;
+use crate::room::Want;
 use crate::stage_setup;
 use crate::traffic::{TRAFFIC, Turn};
 use crate::worker::spawn;
 
-/// Bytes that are sent in one go while steps are computed here: a few hundred microseconds of an ordinary network.
-const GENTLE_BYTES: usize = 16 << 10;
-/// Bytes that may be on their way then, and else.
-const GENTLE_IN_FLIGHT_BYTES: usize = 16 << 10;
+/// Bytes that are sent in one go while steps are computed here: 0.3 ms at 100 Mbit/s. With four times as many, here and
+/// in the next line, a token's p99 beside a transfer was 29 % longer, and with these 3 %; the transfer was 10 % faster.
+const GENTLE_BYTES: usize = 4 << 10;
+/// Bytes that may be on their way then (the system allows twice as many), and else.
+const GENTLE_IN_FLIGHT_BYTES: usize = 4 << 10;
 const FREE_IN_FLIGHT_BYTES: usize = 2 << 20;
-/// Longer than any wait for a piece that this process fetches itself: then it counts as absent.
-const WORDS_MAX: usize = 100;
 
 /// What a connection for bytes begins with.
 pub(crate) fn supply(model: &Checkpoint, share: &Share, epoch: Epoch) -> Result<Supply, NodeError> {
@@ -63,7 +64,7 @@ pub(crate) struct Gift {
     pub supply: Supply,
     pub share: Arc<Share>,
     pub members: Vec<NextHop>,
-    pub wants: Receiver<(NodeId, Epoch)>,
+    pub wants: Receiver<Want>,
 }
 
 impl Giving {
@@ -218,13 +219,18 @@ impl Giver<'_> {
         Ok(())
     }
 
-    /// Reads a piece into `bytes`; waits for it as long as this process fetches it itself.
+    /// Reads a piece into `bytes`; waits for it as long as this process fetches it itself, which ends by its own deadlines.
     fn found(&mut self, file: usize, range: &Range<u64>) -> Result<Option<[u8; 32]>, LinkError> {
-        for _ in 0..WORDS_MAX {
+        let mut word: Option<Instant> = None;
+        loop {
             match self.share.piece(file, range, &mut self.bytes) {
                 Ok(Some(Found::Here(digest))) => return Ok(Some(digest)),
                 Ok(Some(Found::Coming)) => {
-                    self.say(&Answer::Wait)?;
+                    // Every piece that comes wakes this thread; a word now and then is enough.
+                    if word.is_none_or(|last| last.elapsed() >= SUPPLY_WORD) {
+                        self.say(&Answer::Wait)?;
+                        word = Some(Instant::now());
+                    }
                     self.share.wait(file, SUPPLY_WORD);
                 }
                 Ok(Some(Found::Absent) | None) => return Ok(None),
@@ -234,7 +240,6 @@ impl Giver<'_> {
                 }
             }
         }
-        Ok(None)
     }
 
     /// Fetches the pieces at the beginning of `pieces` that are not here from the Hub, and passes them on. What does not

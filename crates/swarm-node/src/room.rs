@@ -31,6 +31,9 @@ const WANTS_MAX: usize = 64;
 const UNPAIRED: &str =
     "it is not paired with this computer; `swarm-os pair --join CODE` with the code that it shows";
 
+/// A member that wants bytes of the model, and the placement that it wants them for.
+pub(crate) type Want = (NodeId, Epoch);
+
 /// A worker with its control connection.
 pub(crate) struct Member {
     pub name: String,
@@ -77,7 +80,7 @@ pub(crate) struct Circle {
     data_links: Mutex<Vec<Closer>>,
     notes: Sender<Note>,
     /// Members that want bytes of the model, for a placement.
-    wants: (Sender<(NodeId, Epoch)>, Receiver<(NodeId, Epoch)>),
+    wants: (Sender<Want>, Receiver<Want>),
 }
 
 #[derive(Clone)]
@@ -226,7 +229,7 @@ impl Room {
     }
 
     /// Who wants bytes of the model.
-    pub fn wants(&self) -> Receiver<(NodeId, Epoch)> {
+    pub fn wants(&self) -> Receiver<Want> {
         self.circle.wants.1.clone()
     }
 

@@ -418,6 +418,22 @@ fn fields_out_of_range_are_named() {
         ("context", Prepare { context: 4096, ..base.clone() }),
         ("sessions_max", Prepare { sessions_max: 0, ..base.clone() }),
         ("threads", Prepare { threads: Some(0), ..base.clone() }),
+        ("limits", Prepare { limits: Limits { width: 0, ..LIMITS }, ..base }),
+    ];
+    for (field, prepare) in prepares {
+        assert_eq!(refused_field(&Control::Prepare(Box::new(prepare))), field);
+    }
+    assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
+    assert_eq!(
+        refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1, from: LoadSource::Disk })),
+        "bytes_done"
+    );
+}
+
+#[test]
+fn numbers_and_names_of_weights_out_of_range_are_named() {
+    let base = prepare();
+    let prepares = [
         (
             "sources.addresses",
             Prepare {
@@ -439,7 +455,6 @@ fn fields_out_of_range_are_named() {
             },
         ),
         ("sources", Prepare { sources: vec![weight_source(); 17], ..base.clone() }),
-        ("limits", Prepare { limits: Limits { width: 0, ..LIMITS }, ..base }),
     ];
     for (field, prepare) in prepares {
         assert_eq!(refused_field(&Control::Prepare(Box::new(prepare))), field);
@@ -462,11 +477,19 @@ fn fields_out_of_range_are_named() {
     for (field, supply) in supplies {
         assert_eq!(refused_field(&Control::Supply(Box::new(supply))), field);
     }
-    assert_eq!(refused_field(&Control::Ping(Ping { id: 0, sent_us: u64::MAX })), "sent_us");
-    assert_eq!(
-        refused_field(&Control::Loading(Loading { bytes_done: 2, bytes_total: 1, from: LoadSource::Disk })),
-        "bytes_done"
-    );
+    let ranges = |ranges: &[[u32; 2]]| Held {
+        layers: ranges.iter().map(|&range| range.into()).collect(),
+        ..Held::default()
+    };
+    for held in [ranges(&[[3, 3]]), ranges(&[[2, 4], [3, 5]]), ranges(&[[0, 5000]])] {
+        let measured = Measured { held: Some(held), ..measured() };
+        assert_eq!(refused_field(&Control::Measured(measured)), "held.layers");
+    }
+    assert_eq!(refused_field(&Control::Fetch(model_id(&"x".repeat(513)))), "model.name");
+}
+
+fn measured() -> Measured {
+    Measured { id: 1, layer_ns: 1, row_ns: 1, head_ns: 1, layers: false, links: Vec::new(), held: None }
 }
 
 #[test]

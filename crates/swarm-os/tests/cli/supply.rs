@@ -4,8 +4,10 @@ use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
+use swarm_testkit::hub::Trouble;
 use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::toy::{GgufType, Storage};
 use swarm_testkit::{Hub, NetLab, Proc};
@@ -68,13 +70,21 @@ fn a_worker_with_nothing_is_served_by_a_coordinator_with_files() {
 fn the_internet_serves_each_byte_once() {
     for files in [1, 3] {
         let room = Room::new(|folder| {
-            let tied = model().with_config("tie_word_embeddings", true.into());
+            // An embedding of many pieces.
+            let tied = model()
+                .with_config("tie_word_embeddings", true.into())
+                .with_config("vocab_size", 8000.into());
             tied.write_hf(folder, Storage::F32.sharded(files)).unwrap();
         });
         let local = room.folder.path().to_str().unwrap();
         let alone = room.json("alone", &[&RUN[..], &[local]].concat());
         for nodes in [2, 3] {
             room.hub.clear_log();
+            // So slow that what two nodes need is still on its way to one when the other asks for it.
+            room.hub.trouble(|request| match request.store {
+                true => Trouble::Slow(Duration::from_millis(1)),
+                false => Trouble::None,
+            });
             let names: Vec<String> = (1..nodes).map(|node| format!("worker-{nodes}-{node}")).collect();
             let workers: Vec<(Proc, String)> = names.iter().map(|who| room.worker(who)).collect();
             let mut ring = vec!["--split", "always"];
@@ -142,7 +152,7 @@ fn a_coordinator_that_dies_while_it_serves_bytes_costs_what_was_under_way() {
     let alone = bench.json(&[&RUN[..], &[path]].concat());
     let (mut worker, address) = bare_worker(&bench, "one");
     // Eight megabytes take some seconds.
-    let slow = Settings { rate: Some(2_000_000), ..Settings::default() };
+    let slow = Settings { rate: Some(1_500_000), ..Settings::default() };
     let relay = Relay::to(&address, slow).unwrap();
     let far = relay.address().to_string();
     let ring =
@@ -284,7 +294,7 @@ fn a_peer_that_is_killed_while_it_serves_is_done_without() {
     let pulled = room.json("one", &["pull", "org/toy", "--json"]);
     assert_eq!(pulled["bytes_from_peers"], 0);
     room.hub.clear_log();
-    let slow = Settings { rate: Some(4_000_000), ..Settings::default() };
+    let slow = Settings { rate: Some(1_500_000), ..Settings::default() };
     let relay = Relay::to(&address, slow).unwrap();
     let far = relay.address().to_string();
     let mut pull =

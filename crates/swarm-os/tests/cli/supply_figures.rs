@@ -12,7 +12,7 @@ use swarm_testkit::{NetLab, Proc, demo_model, wait_for};
 use crate::common::{SOON, event};
 use crate::hub::{Room, model};
 
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 const RATE: &str = "100mbit";
 
 struct Lap {
@@ -45,6 +45,9 @@ fn answer(room: &Room, lab: &NetLab, peer: &str, model: &str) -> Lap {
         .unwrap();
     assert!(finished.status.success(), "{finished:?}");
     let report: Value = serde_json::from_str(finished.stdout.trim()).unwrap();
+    if std::env::var_os("SWARM_OS_FIGURE_PARTS").is_some() {
+        println!("{}", report["waterfall"]);
+    }
     let ms = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key}: {report}"));
     Lap { p50: ms("lap_ms_p50"), p99: ms("lap_ms_p99") }
 }

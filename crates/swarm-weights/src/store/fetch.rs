@@ -235,10 +235,12 @@ impl Fetch {
     }
 }
 
+/// Takes a whole piece.
+type Keep<'a> = dyn FnMut(&Range<u64>, &[u8]) -> Result<(), StoreError> + 'a;
+
 /// Sorts bytes that come in order into pieces, and drops what lies between them.
 struct Keeper<'a, I> {
-    /// Takes a whole piece.
-    keep: &'a mut dyn FnMut(&Range<u64>, &[u8]) -> Result<(), StoreError>,
+    keep: &'a mut Keep<'a>,
     pieces: I,
     /// The piece in the making.
     piece: Range<u64>,
