@@ -305,7 +305,7 @@ fn a_peer_that_is_killed_while_it_serves_is_done_without() {
         listed["fetched"][0]["models"][0]["bytes_held"].as_u64().unwrap_or(0)
     };
     swarm_testkit::wait_for(SOON, "some bytes", || store.is_dir() && held() > 2_000_000).unwrap();
-    assert!(pull.is_running());
+    assert!(pull.is_running(), "{}", pull.output());
     drop(worker);
     let finished = pull.finish(SOON).unwrap();
     assert!(finished.status.success(), "{finished:?}");

@@ -46,8 +46,17 @@ pub(crate) fn all(
     let Some((first, _)) = files.iter().find(|(file, wanted)| !file.missing(wanted).is_empty()) else {
         return Ok(());
     };
+    if first.folder.client.settings().offline && first.folder.suppliers().is_empty() {
+        // Nobody may be asked: to wait for whoever writes here would only make a look take as long as a download.
+        let what = first.remote.label();
+        let nobody = || HubError::Offline { what: what.clone() };
+        return Err(match first.folder.has_hub() {
+            true => StoreError::Fetch { file: what.clone(), source: nobody() },
+            false => StoreError::NotSupplied { file: what, bytes: missing_bytes(files) },
+        });
+    }
     let connections = first.folder.client.settings().connections.max(1);
-    let bytes_total = files.iter().map(|(file, wanted)| pieces::bytes(&file.missing(wanted))).sum();
+    let bytes_total = missing_bytes(files);
     let waiting = FetchProgress { bytes_done: 0, bytes_total, from: FetchSource::Hub };
     let _writing = first.folder.write_lock(control.abort, &mut || (control.progress)(waiting))?;
     let mut writers = Vec::new();
@@ -84,6 +93,10 @@ pub(crate) fn all(
         Ok(()) => Err(StoreError::NotSupplied { file: first.remote.path.clone(), bytes: left }),
         error => error,
     }
+}
+
+fn missing_bytes(files: &[(&StoredFile, Vec<Range<u64>>)]) -> u64 {
+    files.iter().map(|(file, wanted)| pieces::bytes(&file.missing(wanted))).sum()
 }
 
 /// Fetches from the Hub what is missing. With `others` to turn to, a Hub that does not answer is asked once.
