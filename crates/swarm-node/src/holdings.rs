@@ -84,7 +84,8 @@ pub(crate) fn answer(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32]) -> Hel
 /// A model that the machine `from` asks about, if it is on this computer whole or in part. Asks nobody.
 pub(crate) fn find(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32]) -> Option<Checkpoint> {
     let wanted = WantedModel { named: &id.name, fingerprint: &id.fingerprint.0, origin: id.origin.as_ref() };
-    if let Ok(Some(found)) = whole_here(own, &wanted) {
+    // Whoever asks waits for more than this: a published model is looked for where it belongs.
+    if let Ok(Some(found)) = whole_here(own, &wanted, id.origin.is_none()) {
         return Some(found);
     }
     if own.is_some() {

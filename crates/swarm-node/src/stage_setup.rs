@@ -167,11 +167,12 @@ impl WantedModel<'_> {
     }
 }
 
-/// The model where it is on this computer whole: the one given at start, and no other then; else by commit, by name, or
-/// any with the same fingerprint.
+/// The model where it is on this computer whole: the one given at start, and no other then; else by commit, by name, or,
+/// where `all` are looked at, any with the same fingerprint. That reads samples of every model here.
 pub(crate) fn whole_here(
     own: Option<&PathBuf>,
     wanted: &WantedModel<'_>,
+    all: bool,
 ) -> Result<Option<Checkpoint>, NodeError> {
     if let Some(path) = own {
         let checkpoint = Checkpoint::open(path)?;
@@ -186,7 +187,9 @@ pub(crate) fn whole_here(
     let published = wanted.origin.and_then(published);
     let by_commit = published.as_ref().and_then(|name| cache::resolve_here(name).ok());
     let mut candidates: Vec<PathBuf> = by_commit.into_iter().chain(by_name).collect();
-    candidates.extend(cache::list().into_iter().map(|entry| entry.path));
+    if all {
+        candidates.extend(cache::list().into_iter().map(|entry| entry.path));
+    }
     Ok(candidates.iter().find_map(matches))
 }
 
@@ -211,7 +214,7 @@ pub(crate) fn find_model(
     supplied: impl FnOnce() -> Option<Supplied>,
 ) -> Result<(Checkpoint, Option<Adopted>), NodeError> {
     let &WantedModel { named, origin, .. } = wanted;
-    if let Some(found) = whole_here(own, wanted)? {
+    if let Some(found) = whole_here(own, wanted, true)? {
         return Ok((found, None));
     }
     let is_it = |checkpoint: &Checkpoint| wanted.is(checkpoint);

@@ -120,10 +120,10 @@ impl Share {
         };
         let len = range.end.checked_sub(range.start).filter(|_| range.end <= shared.bytes);
         let Some(len) = len.and_then(|len| usize::try_from(len).ok()) else { return Ok(None) };
-        out.clear();
         match content {
             Content::Small(bytes) => {
                 let part = usize::try_from(range.start).ok().and_then(|start| bytes.get(start..)?.get(..len));
+                out.clear();
                 out.extend_from_slice(part.unwrap_or_default());
             }
             Content::Weights(source) => match source.stored() {
@@ -136,6 +136,7 @@ impl Share {
                     return Ok(Some(if coming { Found::Coming } else { Found::Absent }));
                 }
                 None => {
+                    // A buffer that is used again is not filled with zeros first.
                     out.resize(len, 0);
                     source.read_at(range.start, out)?;
                 }

@@ -27,7 +27,7 @@ fn answer(room: &Room, lab: &NetLab, peer: &str, model: &str) -> Lap {
         "--json",
         "--raw",
         "--max-tokens",
-        "200",
+        "600",
         "--threads",
         "1",
         "--split",
@@ -48,6 +48,8 @@ fn answer(room: &Room, lab: &NetLab, peer: &str, model: &str) -> Lap {
     if std::env::var_os("SWARM_OS_FIGURE_PARTS").is_some() {
         println!("{}", report["waterfall"]);
     }
+    // The longest of a hundred tokens would be noise.
+    assert_eq!(report["completion_tokens"], 600, "{report}");
     let ms = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("{key}: {report}"));
     Lap { p50: ms("lap_ms_p50"), p99: ms("lap_ms_p99") }
 }
