@@ -8,7 +8,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::vec::IntoIter;
 
-use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder, MatrixPart, dequantize};
+use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder, MatrixPart, ShapeError, dequantize, quantize};
 use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, TensorInfo, TensorRows, WeightsError};
 
 use crate::LoadError;
@@ -21,22 +21,30 @@ const SLICE_BYTES: usize = 512 << 10;
 
 /// What a stage reads.
 pub(crate) struct Weights {
-    /// On the first stage, `[vocab, width]` in the file; `None` where the head is the same matrix.
+    /// On the first stage, `[vocab, width]` in the file; `None` where the head in memory is the same matrix.
     pub embed_tokens: Option<TensorRows>,
     pub decoder: Vec<DecoderLayer>,
     pub norm: Option<Vec<f32>>, // [width], on the tail
     pub head: Option<Matrix>,   // [vocab, width], on the tail: lm_head, or the embedding when tied
 }
 
-/// True when a stage looks up rows of the embedding and does not multiply by it.
-pub(crate) fn only_looks_up(config: &ModelConfig, layers: &Range<usize>) -> bool {
-    layers.start == 0 && !(config.tie_word_embeddings && layers.end == config.num_hidden_layers)
+/// True when a stage multiplies by the embedding.
+fn is_head(config: &ModelConfig, layers: &Range<usize>) -> bool {
+    config.tie_word_embeddings && layers.end == config.num_hidden_layers
+}
+
+/// True when a stage looks up rows of the embedding in its file: it is not in memory, or not as it is stored. A row is
+/// the same wherever the layers are cut.
+fn looks_up(checkpoint: &Checkpoint, layers: &Range<usize>) -> bool {
+    let as_stored = |info: &TensorInfo| info.held == info.dtype;
+    let in_memory = is_head(checkpoint.config(), layers) && checkpoint.tensor(EMBED).is_some_and(as_stored);
+    layers.start == 0 && !in_memory
 }
 
 /// The tensors that a stage holds in memory.
 pub(crate) fn held_tensors<'a>(checkpoint: &'a Checkpoint, layers: &Range<usize>) -> Vec<&'a TensorInfo> {
     let mut tensors = checkpoint.stage_tensors(layers.clone());
-    if only_looks_up(checkpoint.config(), layers) {
+    if !is_head(checkpoint.config(), layers) {
         tensors.retain(|info| info.name != EMBED);
     }
     tensors
@@ -123,6 +131,8 @@ fn work(
 /// A tensor's place in memory.
 struct Room<'a> {
     info: &'a TensorInfo,
+    /// As it will be held; `info.held`, or f32.
+    dtype: DType,
     data: Data,
 }
 
@@ -135,14 +145,14 @@ impl<'a> Room<'a> {
     /// Room for `info`; as f32 if `widen`.
     fn new(info: &'a TensorInfo, widen: bool, arena: &mut Arena) -> Result<Self, LoadError> {
         let is_vector = info.name.ends_with("norm.weight") || info.name.ends_with(".bias");
+        let dtype = if widen { DType::F32 } else { info.held };
         let data = if is_vector {
             Data::Vector(vec![0.0; info.cols])
         } else {
-            let dtype = if widen { DType::F32 } else { info.dtype };
             let builder = MatrixBuilder::new(arena, dtype, info.rows, info.cols);
             Data::Matrix(builder.map_err(|source| LoadError::Pack { name: info.name.clone(), source })?)
         };
-        Ok(Self { info, data })
+        Ok(Self { info, dtype, data })
     }
 
     /// Adds the slices that fill this room.
@@ -150,9 +160,9 @@ impl<'a> Room<'a> {
     where
         'a: 's,
     {
-        let info = self.info;
+        let (info, dtype) = (self.info, self.dtype);
         match &mut self.data {
-            Data::Vector(out) => slices.push(Slice { info, place: Place::Vector(out) }),
+            Data::Vector(out) => slices.push(Slice { info, dtype, place: Place::Vector(out) }),
             Data::Matrix(builder) => {
                 let row_bytes = info.bytes.checked_div(info.rows as u64).unwrap_or(0).max(1);
                 let unit = match checkpoint.row_unit(info) {
@@ -161,7 +171,7 @@ impl<'a> Room<'a> {
                 };
                 let rows = (SLICE_BYTES as u64 / row_bytes).max(1) as usize;
                 let parts = builder.parts(rows.next_multiple_of(unit)).into_iter();
-                slices.extend(parts.map(|part| Slice { info, place: Place::Rows(part) }));
+                slices.extend(parts.map(|part| Slice { info, dtype, place: Place::Rows(part) }));
             }
         }
     }
@@ -170,6 +180,8 @@ impl<'a> Room<'a> {
 /// Consecutive rows of one tensor, read by one thread at once.
 struct Slice<'a> {
     info: &'a TensorInfo,
+    /// What it is turned into.
+    dtype: DType,
     place: Place<'a>,
 }
 
@@ -183,52 +195,75 @@ enum Place<'a> {
 struct Window {
     stored: Vec<u8>,
     laid_out: Vec<u8>,
+    turning: Turning,
+}
+
+/// What stands between stored bytes and those that are held.
+#[derive(Default)]
+struct Turning {
+    blocks: Vec<u8>,
     floats: Vec<f32>,
 }
 
 impl Slice<'_> {
     /// Reads the slice and puts it in its place. Returns its stored bytes.
     fn fill(self, checkpoint: &Checkpoint, window: &mut Window) -> Result<u64, LoadError> {
-        let info = self.info;
+        let Self { info, dtype, place } = self;
         let unread = |source| LoadError::Read { name: info.name.clone(), source: Box::new(source) };
-        let Window { stored, laid_out, floats } = window;
+        let unpacked = |source| LoadError::Pack { name: info.name.clone(), source };
+        let Window { stored, laid_out, turning } = window;
         let row_bytes = info.dtype.row_bytes(info.cols).unwrap_or(0);
-        let rows = match &self.place {
+        let rows = match &place {
             Place::Rows(part) => part.rows(),
             Place::Vector(_) => 0..info.rows,
         };
         let bytes = row_bytes * rows.len(); // of a tensor whose size was checked
-        match self.place {
-            Place::Rows(part) if part.bytes() == bytes => {
+        match place {
+            Place::Rows(part) if dtype == info.dtype => {
                 part.fill(stored, |out| checkpoint.read_rows(info, rows, out)).map_err(unread)?;
             }
-            Place::Rows(part) => part.fill(laid_out, |out| {
-                floats.resize(out.len() / 4, 0.0);
-                widened(checkpoint, info, rows, stored, floats)?;
-                for (place, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
-                    *place = value.to_le_bytes();
-                }
-                Ok(())
-            })?,
-            Place::Vector(out) => widened(checkpoint, info, rows, stored, out)?,
+            Place::Rows(part) => {
+                stored.resize(bytes, 0);
+                checkpoint.read_rows(info, rows, stored).map_err(unread)?;
+                part.fill(laid_out, |out| turning.turn(info, stored, dtype, out)).map_err(unpacked)?;
+            }
+            Place::Vector(out) => {
+                stored.resize(bytes, 0);
+                checkpoint.read_rows(info, rows, stored).map_err(unread)?;
+                dequantize(info.dtype, stored, out).map_err(unpacked)?;
+            }
         }
         Ok(bytes as u64)
     }
 }
 
-/// Reads rows as f32.
-fn widened(
-    checkpoint: &Checkpoint,
-    info: &TensorInfo,
-    rows: Range<usize>,
-    stored: &mut Vec<u8>,
-    out: &mut [f32],
-) -> Result<(), LoadError> {
-    stored.resize(info.dtype.row_bytes(info.cols).unwrap_or(0) * rows.len(), 0);
-    checkpoint
-        .read_rows(info, rows, stored)
-        .map_err(|source| LoadError::Read { name: info.name.clone(), source: Box::new(source) })?;
-    dequantize(info.dtype, stored, out).map_err(|source| LoadError::Pack { name: info.name.clone(), source })
+impl Turning {
+    /// Turns stored rows of `info` into `dtype`: quantizes them where that is asked for, and then widens them to f32
+    /// where that is.
+    fn turn(
+        &mut self,
+        info: &TensorInfo,
+        stored: &[u8],
+        dtype: DType,
+        out: &mut [u8],
+    ) -> Result<(), ShapeError> {
+        if dtype == info.held {
+            return quantize(info.dtype, stored, dtype, out);
+        }
+        let Self { blocks, floats } = self;
+        floats.resize(out.len() / 4, 0.0);
+        if info.held == info.dtype {
+            dequantize(info.dtype, stored, floats)?;
+        } else {
+            blocks.resize(info.held.row_bytes(floats.len()).unwrap_or(0), 0);
+            quantize(info.dtype, stored, info.held, blocks)?;
+            dequantize(info.held, blocks, floats)?;
+        }
+        for (place, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
+            *place = value.to_le_bytes();
+        }
+        Ok(())
+    }
 }
 
 /// Filled rooms by name, to be put together.
@@ -242,7 +277,7 @@ impl Parts<'_> {
         let checkpoint = self.checkpoint;
         let config = checkpoint.config();
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = only_looks_up(config, layers).then(|| self.looked_up(vocab, width)).transpose()?;
+        let embed_tokens = looks_up(checkpoint, layers).then(|| self.looked_up(vocab, width)).transpose()?;
         let decoder = layers.clone().map(|layer| self.decoder_layer(layer)).collect::<Result<_, _>>()?;
         let is_tail = layers.end == config.num_hidden_layers;
         let head = if config.tie_word_embeddings { EMBED } else { HEAD };

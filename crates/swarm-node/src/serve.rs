@@ -27,7 +27,7 @@ use crate::shelf::StageKey;
 use crate::stage_loop::{
     Downstream, Inbox, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames,
 };
-use crate::stage_setup::{StageNeed, StageOrder, fetch, find_model, load, meter};
+use crate::stage_setup::{StageNeed, StageOrder, fetch, find_model, load, meter, own_quant};
 use crate::watch::StageStatus;
 use crate::worker::{DataLink, Shared, WorkerEvent, spawn};
 
@@ -339,13 +339,15 @@ impl StageBody {
 
     fn load(&self) -> Result<Loaded, NodeError> {
         let (order, config) = (&self.order, &self.shared.config);
-        if order.numerics != swarm_kernels::NUMERICS {
-            let (theirs, ours) =
-                (order.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());
+        let quant = order.quant.map(own_quant);
+        let ours = swarm_kernels::numerics(quant);
+        if order.numerics != ours {
+            let theirs = order.numerics.escape_debug().to_string();
             return Err(NodeError::Numerics { node: "the coordinator".into(), theirs, ours });
         }
         let checkpoint =
             find_model(config.model.as_ref(), &order.model, &order.fingerprint.0, order.origin.as_ref())?;
+        let checkpoint = checkpoint.quantized(quant);
         self.check_model(&checkpoint)?;
         let stage_order = StageOrder {
             layers: self.layers(),

@@ -29,7 +29,7 @@ use crate::runner::StageRunner;
 use crate::serve::dial_data;
 use crate::shelf::{OWN, Shelf, StageKey};
 use crate::stage_loop::{Upstream, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin};
+use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin, wire_quant};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -59,6 +59,11 @@ pub(crate) struct Ground<'a> {
 
 pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
     Ok(Checkpoint::open(&swarm_weights::cache::resolve(name)?)?)
+}
+
+/// The model of a configuration, quantized while it is loaded where that is asked for.
+pub(crate) fn open_for(config: &EngineConfig) -> Result<Checkpoint, NodeError> {
+    Ok(open_model(&config.model)?.quantized(config.quant))
 }
 
 pub(crate) fn context(config: &EngineConfig, model: &Checkpoint) -> Result<usize, NodeError> {
@@ -313,6 +318,7 @@ impl Assembly<'_> {
                     .map_err(|_| NodeError::Request("too many layers".into()))?,
                 layers_total: small(layers_total),
                 tail: index + 1 == room.members.len(),
+                quant: self.model.quant().map(wire_quant),
                 kv_type: match self.config.kv_type {
                     swarm_kernels::KvType::F16 => KvType::F16,
                     swarm_kernels::KvType::F32 => KvType::F32,
@@ -322,7 +328,7 @@ impl Assembly<'_> {
                 limits: self.limits,
                 next: room.members.get(index + 1).map(|next| member.way_to(next)),
                 threads: self.config.worker_threads.map(small),
-                numerics: swarm_kernels::NUMERICS.to_owned(),
+                numerics: swarm_kernels::numerics(self.model.quant()),
             };
             say(member, &Control::Prepare(Box::new(order)))?;
         }

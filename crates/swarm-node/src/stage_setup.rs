@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use swarm_kernels::KvType;
+use swarm_kernels::{KvType, Quant};
 use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
 use swarm_ring::ModelShape;
 use swarm_weights::{Checkpoint, FetchControl, FetchProgress, ModelRef, Needs, cache};
@@ -146,6 +146,24 @@ pub(crate) fn origin(checkpoint: &Checkpoint) -> Option<Origin> {
         file: from.file.clone(),
         fingerprint: swarm_wire::Fingerprint(checkpoint.origin_fingerprint()?),
     })
+}
+
+/// What weights are quantized to, as the wire spells it.
+pub(crate) fn wire_quant(quant: Quant) -> swarm_wire::Quant {
+    match quant {
+        Quant::Q8_0 => swarm_wire::Quant::Q8_0,
+        Quant::Q4_0 => swarm_wire::Quant::Q4_0,
+        Quant::Q4_K => swarm_wire::Quant::Q4_K,
+    }
+}
+
+/// The same as this program has it.
+pub(crate) fn own_quant(wire: swarm_wire::Quant) -> Quant {
+    match wire {
+        swarm_wire::Quant::Q8_0 => Quant::Q8_0,
+        swarm_wire::Quant::Q4_0 => Quant::Q4_0,
+        swarm_wire::Quant::Q4_K => Quant::Q4_K,
+    }
 }
 
 /// Finds the worker's own copy of the model a coordinator names: the one given at start, else by name among the

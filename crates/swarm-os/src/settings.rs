@@ -13,9 +13,12 @@ use swarm_node::{
 use swarm_ring::PlaceError;
 
 use crate::args::{
-    AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, RingArgs, SplitArg, absolute_model,
+    AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, QuantArg, RingArgs, SplitArg,
+    absolute_model,
 };
 use crate::failure::Failure;
+use crate::present::text;
+use crate::quant;
 
 /// Longest wait for a peer's name to be looked up.
 const LOOK_UP: Duration = Duration::from_secs(3);
@@ -159,6 +162,8 @@ pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineC
         Kv::F16 => KvType::F16,
         Kv::F32 => KvType::F32,
     };
+    config.quant = model.quant.map(QuantArg::kernel);
+    quant::check(path, config.quant)?.iter().for_each(|note| text::note(note));
     compute(&model.compute, &mut config)?;
     Ok(config)
 }
