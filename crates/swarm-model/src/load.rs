@@ -8,16 +8,15 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::vec::IntoIter;
 
-use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder, MatrixPart, ShapeError, dequantize, quantize};
+use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder};
 use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, TensorInfo, TensorRows, WeightsError};
 
 use crate::LoadError;
 use crate::decoder::{DecoderLayer, Linear};
+use crate::kept::Kept;
 use crate::scratch::Widths;
-use crate::stage::{LoadOptions, LoadProgress};
-
-/// Stored bytes that a thread reads at once: they stay in its core's cache until they are packed.
-const SLICE_BYTES: usize = 512 << 10;
+use crate::slice::{OnDisk, Place, Slice, Window, slice_rows};
+use crate::stage::{LoadOptions, LoadProgress, check_layers};
 
 /// What a stage reads.
 pub(crate) struct Weights {
@@ -50,19 +49,22 @@ pub(crate) fn held_tensors<'a>(checkpoint: &'a Checkpoint, layers: &Range<usize>
     tensors
 }
 
-/// Loads a stage with `options.threads` threads; the result does not depend on them. `progress` is called on this
-/// thread, with bytes of the file.
+/// Loads what `kept` lacks of a stage, with `options.threads` threads; the result does not depend on them. `progress` is
+/// called on this thread, with bytes of the file. `kept` has nothing that the stage does not need, and nothing at all
+/// afterwards; after an error it is as it was.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     layers: Range<usize>,
     options: &LoadOptions,
+    kept: &mut Kept,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Weights, LoadError> {
     let mut tensors = held_tensors(checkpoint, &layers);
+    tensors.retain(|info| !kept.has(&info.name));
     let bytes_total = tensors.iter().map(|info| info.bytes).sum();
     tensors.sort_by_key(|info| info.place()); // the file from front to back
     let mut arena = Arena::default();
-    let rooms = tensors.into_iter().map(|info| Room::new(info, options.dequantized, &mut arena));
+    let rooms = tensors.into_iter().map(|info| Room::new(checkpoint, info, options, &mut arena));
     let mut rooms = rooms.collect::<Result<Vec<_>, LoadError>>()?;
     let mut slices = Vec::new();
     for room in &mut rooms {
@@ -70,7 +72,7 @@ pub(crate) fn load(
     }
     fill(checkpoint, slices, options, bytes_total, progress)?;
     Parts { checkpoint, rooms: rooms.into_iter().map(|room| (room.info.name.as_str(), room)).collect() }
-        .assemble(&layers)
+        .assemble(&layers, kept)
 }
 
 /// Reads and packs all slices.
@@ -134,6 +136,7 @@ struct Room<'a> {
     /// As it will be held; `info.held`, or f32.
     dtype: DType,
     data: Data,
+    on_disk: OnDisk,
 }
 
 enum Data {
@@ -142,17 +145,23 @@ enum Data {
 }
 
 impl<'a> Room<'a> {
-    /// Room for `info`; as f32 if `widen`.
-    fn new(info: &'a TensorInfo, widen: bool, arena: &mut Arena) -> Result<Self, LoadError> {
+    /// Room for `info`; as f32 if `options` say so.
+    fn new(
+        checkpoint: &Checkpoint,
+        info: &'a TensorInfo,
+        options: &LoadOptions,
+        arena: &mut Arena,
+    ) -> Result<Self, LoadError> {
         let is_vector = info.name.ends_with("norm.weight") || info.name.ends_with(".bias");
-        let dtype = if widen { DType::F32 } else { info.held };
+        let dtype = if options.dequantized { DType::F32 } else { info.held };
         let data = if is_vector {
             Data::Vector(vec![0.0; info.cols])
         } else {
             let builder = MatrixBuilder::new(arena, dtype, info.rows, info.cols);
             Data::Matrix(builder.map_err(|source| LoadError::Pack { name: info.name.clone(), source })?)
         };
-        Ok(Self { info, dtype, data })
+        let on_disk = OnDisk::of(checkpoint, info, options.quantized.as_ref());
+        Ok(Self { info, dtype, data, on_disk })
     }
 
     /// Adds the slices that fill this room.
@@ -160,110 +169,49 @@ impl<'a> Room<'a> {
     where
         'a: 's,
     {
-        let (info, dtype) = (self.info, self.dtype);
+        let (info, dtype, on_disk) = (self.info, self.dtype, &self.on_disk);
+        let slice = |place| Slice { info, dtype, on_disk, place };
         match &mut self.data {
-            Data::Vector(out) => slices.push(Slice { info, dtype, place: Place::Vector(out) }),
+            Data::Vector(out) => slices.push(slice(Place::Vector(out))),
             Data::Matrix(builder) => {
-                let row_bytes = info.bytes.checked_div(info.rows as u64).unwrap_or(0).max(1);
-                let unit = match checkpoint.row_unit(info) {
-                    unit if unit.is_multiple_of(MatrixBuilder::ROWS) => unit,
-                    unit => unit * MatrixBuilder::ROWS,
-                };
-                let rows = (SLICE_BYTES as u64 / row_bytes).max(1) as usize;
-                let parts = builder.parts(rows.next_multiple_of(unit)).into_iter();
-                slices.extend(parts.map(|part| Slice { info, dtype, place: Place::Rows(part) }));
+                let rows = on_disk.piece_rows().unwrap_or_else(|| slice_rows(checkpoint, info));
+                slices.extend(builder.parts(rows).into_iter().map(|part| slice(Place::Rows(part))));
             }
         }
     }
 }
 
-/// Consecutive rows of one tensor, read by one thread at once.
-struct Slice<'a> {
-    info: &'a TensorInfo,
-    /// What it is turned into.
-    dtype: DType,
-    place: Place<'a>,
-}
-
-enum Place<'a> {
-    Rows(MatrixPart<'a>),
-    Vector(&'a mut Vec<f32>),
-}
-
-/// A thread's buffers, reused from slice to slice.
-#[derive(Default)]
-struct Window {
-    stored: Vec<u8>,
-    laid_out: Vec<u8>,
-    turning: Turning,
-}
-
-/// What stands between stored bytes and those that are held.
-#[derive(Default)]
-struct Turning {
-    blocks: Vec<u8>,
-    floats: Vec<f32>,
-}
-
-impl Slice<'_> {
-    /// Reads the slice and puts it in its place. Returns its stored bytes.
-    fn fill(self, checkpoint: &Checkpoint, window: &mut Window) -> Result<u64, LoadError> {
-        let Self { info, dtype, place } = self;
-        let unread = |source| LoadError::Read { name: info.name.clone(), source: Box::new(source) };
-        let unpacked = |source| LoadError::Pack { name: info.name.clone(), source };
-        let Window { stored, laid_out, turning } = window;
-        let row_bytes = info.dtype.row_bytes(info.cols).unwrap_or(0);
-        let rows = match &place {
-            Place::Rows(part) => part.rows(),
-            Place::Vector(_) => 0..info.rows,
-        };
-        let bytes = row_bytes * rows.len(); // of a tensor whose size was checked
-        match place {
-            Place::Rows(part) if dtype == info.dtype => {
-                part.fill(stored, |out| checkpoint.read_rows(info, rows, out)).map_err(unread)?;
-            }
-            Place::Rows(part) => {
-                stored.resize(bytes, 0);
-                checkpoint.read_rows(info, rows, stored).map_err(unread)?;
-                part.fill(laid_out, |out| turning.turn(info, stored, dtype, out)).map_err(unpacked)?;
-            }
-            Place::Vector(out) => {
-                stored.resize(bytes, 0);
-                checkpoint.read_rows(info, rows, stored).map_err(unread)?;
-                dequantize(info.dtype, stored, out).map_err(unpacked)?;
-            }
+/// Quantizes the matrices of a stage that are not on disk in that form yet, and keeps them there; no stage is made of them.
+/// `progress` is called on this thread, with bytes of the file. What cannot be kept is told by the store.
+///
+/// # Errors
+/// [`LoadError`]: layers that are no stage, a tensor that is unreadable, or the end that `options` ask for.
+pub fn keep_quantized(
+    checkpoint: &Checkpoint,
+    layers: Range<usize>,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<(), LoadError> {
+    check_layers(checkpoint.config(), &layers)?;
+    let mut tensors = held_tensors(checkpoint, &layers);
+    tensors.retain(|info| info.held != info.dtype);
+    tensors.sort_by_key(|info| info.place());
+    let on_disk = |info| (info, OnDisk::of(checkpoint, info, options.quantized.as_ref()));
+    let missing: Vec<_> = tensors
+        .into_iter()
+        .map(on_disk)
+        .filter(|(_, on_disk)| !matches!(on_disk, OnDisk::Found(_)))
+        .collect();
+    let bytes_total = missing.iter().map(|(info, _)| info.bytes).sum();
+    let mut slices = Vec::new();
+    for (info, on_disk) in &missing {
+        let step = slice_rows(checkpoint, info);
+        for start in (0..info.rows).step_by(step) {
+            let rows = start..info.rows.min(start + step);
+            slices.push(Slice { info, dtype: info.held, on_disk, place: Place::Nowhere(rows) });
         }
-        Ok(bytes as u64)
     }
-}
-
-impl Turning {
-    /// Turns stored rows of `info` into `dtype`: quantizes them where that is asked for, and then widens them to f32
-    /// where that is.
-    fn turn(
-        &mut self,
-        info: &TensorInfo,
-        stored: &[u8],
-        dtype: DType,
-        out: &mut [u8],
-    ) -> Result<(), ShapeError> {
-        if dtype == info.held {
-            return quantize(info.dtype, stored, dtype, out);
-        }
-        let Self { blocks, floats } = self;
-        floats.resize(out.len() / 4, 0.0);
-        if info.held == info.dtype {
-            dequantize(info.dtype, stored, floats)?;
-        } else {
-            blocks.resize(info.held.row_bytes(floats.len()).unwrap_or(0), 0);
-            quantize(info.dtype, stored, info.held, blocks)?;
-            dequantize(info.held, blocks, floats)?;
-        }
-        for (place, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
-            *place = value.to_le_bytes();
-        }
-        Ok(())
-    }
+    fill(checkpoint, slices, options, bytes_total, progress)
 }
 
 /// Filled rooms by name, to be put together.
@@ -273,19 +221,26 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn assemble(mut self, layers: &Range<usize>) -> Result<Weights, LoadError> {
+    fn assemble(mut self, layers: &Range<usize>, kept: &mut Kept) -> Result<Weights, LoadError> {
         let checkpoint = self.checkpoint;
         let config = checkpoint.config();
         let (vocab, width) = (config.vocab_size, config.hidden_size);
         let embed_tokens = looks_up(checkpoint, layers).then(|| self.looked_up(vocab, width)).transpose()?;
-        let decoder = layers.clone().map(|layer| self.decoder_layer(layer)).collect::<Result<_, _>>()?;
+        let missing = layers.clone().filter(|layer| !kept.layers.contains_key(layer));
+        let fresh = missing.map(|layer| Ok((layer, self.decoder_layer(layer)?)));
+        let mut fresh = fresh.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         let is_tail = layers.end == config.num_hidden_layers;
         let head = if config.tie_word_embeddings { EMBED } else { HEAD };
+        let norm = (is_tail && kept.norm.is_none()).then(|| self.vector(NORM, width)).transpose()?;
+        let head = (is_tail && kept.head.is_none()).then(|| self.matrix(head, vocab, width)).transpose()?;
+        // Nothing can fail from here on.
+        let mut kept = std::mem::take(kept);
+        kept.layers.append(&mut fresh);
         Ok(Weights {
             embed_tokens,
-            decoder,
-            norm: is_tail.then(|| self.vector(NORM, width)).transpose()?,
-            head: is_tail.then(|| self.matrix(head, vocab, width)).transpose()?,
+            decoder: kept.layers.into_values().collect(),
+            norm: norm.or(kept.norm),
+            head: head.or(kept.head),
         })
     }
 

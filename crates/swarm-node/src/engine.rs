@@ -68,6 +68,8 @@ pub struct EngineConfig {
     pub fetch_bytes_max: Option<u64>,
     /// What float matrices become while they are loaded, on every node; what they are when absent.
     pub quant: Option<Quant>,
+    /// This node keeps on its disk what it quantized, so that the next start only reads it.
+    pub keep_quantized: bool,
 }
 
 impl EngineConfig {
@@ -95,6 +97,7 @@ impl EngineConfig {
             profile_dir: None,
             fetch_bytes_max: None,
             quant: None,
+            keep_quantized: false,
         }
     }
 }
@@ -302,7 +305,8 @@ impl Engine {
 
     /// Digest of the model's headers and samples of its weights, and of what they are quantized to.
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.model.held_fingerprint
+        let Model { held_fingerprint, .. } = &*self.model;
+        *held_fingerprint
     }
 
     /// What float matrices became while they were loaded.

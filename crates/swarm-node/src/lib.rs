@@ -20,6 +20,7 @@ mod examine;
 pub mod firewall;
 mod generation;
 mod heal;
+mod keep;
 mod link_probe;
 mod local;
 mod lookout;
@@ -49,6 +50,7 @@ pub use engine::{
 };
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
+pub use keep::keep_quantized;
 pub use local::LocalWorkers;
 pub use perplexity::{TextScore, score_text};
 pub use search::{SearchEvent, WorkerSearch};

@@ -54,7 +54,8 @@ pub fn score_text(
     }
     let threads = config.threads.unwrap_or_else(machine::cores);
     let layers = 0..model.config().num_hidden_layers;
-    let options = LoadOptions { context: Some(context), threads, dequantized, abort: None };
+    let quantized = crate::stage_setup::quantized(&model, config.keep_quantized);
+    let options = LoadOptions { context: Some(context), threads, dequantized, quantized, abort: None };
     crate::stage_setup::fetch(&model, &layers, &AtomicBool::new(false), &mut |done| {
         let (bytes_done, bytes_total, from) = (done.bytes_done, done.bytes_total, LoadSource::Hub);
         observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });

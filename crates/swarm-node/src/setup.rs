@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use swarm_link::Identity;
-use swarm_model::{LoadProgress, Stage};
+use swarm_model::{Kept, LoadProgress, Stage};
 use swarm_ring::{
     CutStage, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler, SchedulerConfig, Split,
     Timers, plan, plan_cut,
@@ -27,7 +27,7 @@ use crate::profile::layer_shape;
 use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
-use crate::shelf::{OWN, Shelf, StageKey};
+use crate::shelf::{HeldModel, OWN, Shelf};
 use crate::stage_loop::{Upstream, receive_frames};
 use crate::stage_setup::{StageNeed, StageOrder, fetch, load, meter, model_shape, origin, wire_quant};
 
@@ -197,9 +197,8 @@ pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Re
     match assembly.join(room, &runner) {
         Ok((nodes, ring)) => Ok(Assembled { runner, limits, ring, plan, nodes, left_out }),
         Err(error) => {
-            // The next try may have the same layers here.
-            let stage = runner.into_stage();
-            shelf.put(OWN, stage_key(fingerprint, stage.layers(), context), stage);
+            // The next try may have some of the same layers here.
+            shelf.put(OWN, held_model(model, fingerprint), runner.into_stage().into());
             Err(error)
         }
     }
@@ -281,9 +280,9 @@ fn check_fetch(config: &EngineConfig, model: &Checkpoint, placement: &Placement)
     Err(NodeError::MuchToFetch { nodes, max })
 }
 
-/// What this node's own stage is kept under.
-pub(crate) fn stage_key(fingerprint: [u8; 32], layers: std::ops::Range<usize>, context: usize) -> StageKey {
-    StageKey { fingerprint, layers, context }
+/// What this node's own weights are kept under.
+pub(crate) fn held_model(model: &Checkpoint, fingerprint: [u8; 32]) -> HeldModel {
+    HeldModel { fingerprint, quant: model.quant() }
 }
 
 struct Assembly<'a> {
@@ -343,32 +342,32 @@ impl Assembly<'_> {
             kv_type: self.config.kv_type,
             sessions_max: self.config.sessions_max,
             limits: self.limits,
+            keep_quantized: self.config.keep_quantized,
         };
         let need = StageNeed::of(self.model, &order)?;
-        let kept = self.shelf.take(&stage_key(self.fingerprint, order.layers.clone(), order.context));
-        let held = kept.as_ref().map_or(0, |stage| stage.weight_bytes() as u64);
-        let memory = control::memory_offered_with(self.config.memory_bytes, held);
+        let mut kept = self.shelf.take(&held_model(self.model, self.fingerprint));
+        kept.trim(self.model.config(), &order.layers);
+        let memory = control::memory_offered_with(self.config.memory_bytes, kept.weight_bytes() as u64);
         let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
-        let stage = match kept {
-            Some(stage) => stage,
-            None => self.read(&order)?,
-        };
+        let stage = self.read(&order, &mut kept)?;
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
         let profile_dir = self.config.profile_dir.as_deref();
         let meter = meter(self.model, &order, threads(self.config), profile_dir);
         Ok(StageRunner::new(stage, pool, order.kv_type, kv_bytes, order.sessions_max).with_meter(meter))
     }
 
-    /// Fetches what is not on this computer, and reads the layers.
-    fn read(&self, order: &StageOrder) -> Result<Stage, NodeError> {
+    /// Fetches what is not on this computer, and reads the layers that are not in memory.
+    fn read(&self, order: &StageOrder, kept: &mut Kept) -> Result<Stage, NodeError> {
         let tell = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
             (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
         };
-        fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
-            tell(done.bytes_done, done.bytes_total, LoadSource::Hub);
-        })?;
+        if !kept.is_whole(self.model.config(), &order.layers) {
+            fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
+                tell(done.bytes_done, done.bytes_total, LoadSource::Hub);
+            })?;
+        }
         let mut progress = |done: LoadProgress| tell(done.bytes_done, done.bytes_total, LoadSource::Disk);
-        load(self.model, order, threads(self.config), None, &mut progress)
+        load(self.model, order, threads(self.config), None, kept, &mut progress)
     }
 
     fn own_report(&self, runner: &StageRunner) -> NodeReport {

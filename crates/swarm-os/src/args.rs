@@ -182,6 +182,9 @@ pub struct WorkerArgs {
     /// Join the computer that shows this code before anything else
     #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true, conflicts_with = "local")]
     pub join: Option<String>,
+    /// Keep on the disk what a coordinator had quantized here, so that the next start only reads it
+    #[arg(long)]
+    pub keep_quantized: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     /// A running counter instead of a line per step
@@ -382,6 +385,9 @@ pub struct PullArgs {
     /// Only these layers, for example 0..11; with the first the embedding, with the last the head
     #[arg(long, value_name = "RANGE")]
     pub layers: Option<String>,
+    /// Quantize them as well, and keep that form for starts with the same --quant
+    #[arg(long, value_enum, ignore_case = true)]
+    pub quant: Option<QuantArg>,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
@@ -422,6 +428,9 @@ pub struct ModelArgs {
     /// Quantize float weights while they are loaded, on every node: layers and head [default: as they are stored]
     #[arg(long, value_enum, ignore_case = true)]
     pub quant: Option<QuantArg>,
+    /// Keep on this computer's disk what was quantized, so that the next start only reads it
+    #[arg(long, requires = "quant")]
+    pub keep_quantized: bool,
     /// Fetch more than 2 GB without asking
     #[arg(long)]
     pub yes: bool,
@@ -436,6 +445,7 @@ impl ModelArgs {
         words.extend(self.context.map(|context| format!("--context={context}")));
         words.extend(self.yes.then(|| "--yes".to_owned()));
         words.extend(self.quant.map(|quant| format!("--quant={}", quant.kernel().name())));
+        words.extend(self.keep_quantized.then(|| "--keep-quantized".to_owned()));
         words.push(format!("--kv={}", if matches!(self.kv, Kv::F16) { "f16" } else { "f32" }));
         let ComputeArgs { threads, cores, memory } = &self.compute;
         words.extend(threads.map(|threads| format!("--threads={threads}")));

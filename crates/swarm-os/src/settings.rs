@@ -50,6 +50,8 @@ pub struct LocalRing {
     /// Node `i` gets the cores `i * threads ..`, modulo their number.
     pub pinned: bool,
     pub model: PathBuf,
+    /// They keep what they quantize.
+    pub keep_quantized: bool,
 }
 
 /// Whom a command looks for, beyond the peers it was given.
@@ -124,8 +126,13 @@ impl Start {
                 within: WAIT_LOCAL,
                 ..WorkerSearch::default()
             };
-            local =
-                Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
+            local = Some(LocalRing {
+                workers: nodes - 1,
+                threads,
+                pinned: false,
+                model: absolute_model(path),
+                keep_quantized: config.keep_quantized,
+            });
         } else if nodes.is_none() && split != Split::Never {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
@@ -163,6 +170,7 @@ pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineC
         Kv::F32 => KvType::F32,
     };
     config.quant = model.quant.map(QuantArg::kernel);
+    config.keep_quantized = model.keep_quantized;
     quant::check(path, config.quant)?.iter().for_each(|note| text::note(note));
     compute(&model.compute, &mut config)?;
     Ok(config)
