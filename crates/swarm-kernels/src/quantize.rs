@@ -205,9 +205,16 @@ fn inverse(x: f32) -> f32 {
 /// The largest magnitude, compared as integers, so that infinities and NaN are largest.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
+    // Side by side, so that compilers use vectors.
+    let mut most = [0; 16];
+    for x in x.chunks(16) {
+        for (most, x) in most.iter_mut().zip(x) {
+            *most = (x.to_bits() & 0x7fff_ffff).max(*most);
+        }
+    }
     let mut bits = 0;
-    for x in x {
-        bits = bits.max(x.to_bits() & 0x7fff_ffff);
+    for most in most {
+        bits = most.max(bits);
     }
     f32::from_bits(bits)
 }
@@ -226,16 +233,14 @@ fn stored_scale(scale: f32, largest: f32) -> (u16, f32) {
 /// Blocks of 32 side by side: value `k` of block `l` is `[k][l]`.
 type Lanes<const L: usize> = [[f32; L]; 32];
 
-/// Lays the blocks of `x`, at most `L`, side by side; those that are missing are 0.
+/// Lays the blocks of `x`, at most `L`, side by side. Those that are missing stay what they were: they are not asked for.
 #[inline(always)]
-fn side_by_side<const L: usize>(x: &[f32]) -> Lanes<L> {
-    let mut lanes = [[0.0; L]; 32];
+fn side_by_side<const L: usize>(x: &[f32], lanes: &mut Lanes<L>) {
     for (l, block) in x.as_chunks::<32>().0.iter().enumerate().take(L) {
         for (lane, value) in lanes.iter_mut().zip(block) {
             lane[l] = *value;
         }
     }
-    lanes
 }
 
 /// Q8_0: the largest magnitude is 127.
@@ -255,8 +260,10 @@ fn q8_0(values: &[f32], out: &mut [u8]) {
 /// Q4_0: 16 levels around 0.
 #[inline(always)]
 fn q4_0<const L: usize>(values: &[f32], out: &mut [u8]) {
+    let mut lanes = [[0.0; L]; 32];
     for (values, out) in values.chunks(32 * L).zip(out.chunks_mut(18 * L)) {
-        let scales = scales::<L>(&side_by_side(values), 8.0);
+        side_by_side(values, &mut lanes);
+        let scales = scales::<L>(&lanes, 8.0);
         let blocks = values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<18>().0);
         for ((x, out), scale) in blocks.zip(scales) {
             let (bits, codes) = codes(x, scale, 8.0);
@@ -269,8 +276,10 @@ fn q4_0<const L: usize>(values: &[f32], out: &mut [u8]) {
 /// Q5_0: 32 levels around 0.
 #[inline(always)]
 fn q5_0<const L: usize>(values: &[f32], out: &mut [u8]) {
+    let mut lanes = [[0.0; L]; 32];
     for (values, out) in values.chunks(32 * L).zip(out.chunks_mut(22 * L)) {
-        let scales = scales::<L>(&side_by_side(values), 16.0);
+        side_by_side(values, &mut lanes);
+        let scales = scales::<L>(&lanes, 16.0);
         let blocks = values.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<22>().0);
         for ((x, out), scale) in blocks.zip(scales) {
             let (bits, codes) = codes(x, scale, 16.0);

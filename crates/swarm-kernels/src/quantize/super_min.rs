@@ -11,8 +11,10 @@ const SIX_BITS: f32 = 63.0;
 pub(super) fn q4_k<const L: usize>(values: &[f32], out: &mut [u8]) {
     let (mut scales, mut mins) = ([0.0; 16], [0.0; 16]);
     let parts = values.chunks(32 * L).zip(scales.chunks_mut(L).zip(mins.chunks_mut(L)));
+    let mut lanes = [[0.0; L]; 32];
     for (values, (scales, mins)) in parts {
-        let (scale, min) = fit::<L>(&side_by_side(values));
+        side_by_side(values, &mut lanes);
+        let (scale, min) = fit::<L>(&lanes);
         scales.copy_from_slice(&scale[..scales.len()]);
         mins.copy_from_slice(&min[..mins.len()]);
     }

@@ -47,7 +47,7 @@ fn the_plan_and_the_answer_count_what_is_held() {
         assert!(loaded < last * 2 / 3, "{quant}: {loaded} after {last}");
         last = loaded;
         let plan = bench.json(&["plan", "--json", "--alone", "--model", text(&model), "--quant", quant]);
-        assert_eq!(plan["placement"]["stages"][0]["weight_bytes"], loaded, "{plan}");
+        assert_eq!(plan["stages"][0]["weight_bytes"], loaded, "{plan}");
         assert_eq!(plan["quant"], quant);
     }
 }
