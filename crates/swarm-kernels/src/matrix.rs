@@ -282,7 +282,8 @@ fn panel_groups(
         // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
         // owns the rows of `groups`, and `matmul` keeps the output borrowed until all tasks are done.
         unsafe {
-            let put = |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..rows]);
+            let put =
+                |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..rows]);
             avx512_float::float_panel(matrix.dtype, &bytes[..rows], input.floats, block.clone(), put);
         }
     }

@@ -321,9 +321,9 @@ const TRIED: [f32; 8] = [-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75];
 /// The scale of each block for codes from `-levels` to `levels - 1`: `x ~ scale * q`.
 ///
 /// The value of largest magnitude is mapped to the neighbourhood of `-levels`, which has one level more than the other
-/// side, in several ways. Each way gives codes `q`; for given codes the least sum of `w (x - scale q)^2` is at
-/// `scale = sum(w x q) / sum(w q^2)`, and it is least for the way whose `sum(w x q)^2 / sum(w q^2)` is largest (the
-/// projection of `x` on `q`). The weight of a value is `w = x^2`: large weights matter more. Sums are in order of `k`.
+/// side, in several ways. Each way gives codes `q`; for given codes the least sum of `(x - scale q)^2` is at
+/// `scale = sum(x q) / sum(q^2)`, and it is least for the way whose `sum(x q)^2 / sum(q^2)` is largest (the projection of
+/// `x` on `q`). Sums are in order of `k`. Weighing large values more (by `x^2`, by `|x|`) cost perplexity.
 #[inline(always)]
 fn scales<const L: usize>(x: &Lanes<L>, levels: f32) -> [f32; L] {
     let (mut largest, mut extreme) = ([0.0; L], [0.0; L]);
@@ -350,9 +350,9 @@ fn scales<const L: usize>(x: &Lanes<L>, levels: f32) -> [f32; L] {
         let (mut xq, mut qq) = ([0.0; L], [0.0; L]);
         for y in &y {
             for l in 0..L {
-                let product = y[l] * nearest(y[l] * to_levels, -levels, levels - 1.0);
-                xq[l] += (y[l] * y[l]) * product;
-                qq[l] += product * product;
+                let q = nearest(y[l] * to_levels, -levels, levels - 1.0);
+                xq[l] += y[l] * q;
+                qq[l] += q * q;
             }
         }
         for l in 0..L {
