@@ -3,7 +3,10 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 #[cfg(target_os = "linux")]
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 const LINE: usize = 64;
 #[cfg(target_os = "linux")]
@@ -18,9 +21,9 @@ pub(crate) struct Buffer {
 
 enum Memory {
     Heap(Layout),
-    /// A piece of a mapping, which goes when its last piece does.
+    /// A piece of a mapping, which goes when its last piece does; whole pages of it go before.
     #[cfg(target_os = "linux")]
-    Mapped(#[allow(dead_code, reason = "held, not read")] Arc<Mapping>),
+    Mapped(Arc<Mapping>),
 }
 
 // SAFETY: the buffer owns its memory alone; access follows the usual borrow of `Buffer`.
@@ -62,7 +65,7 @@ impl Drop for Buffer {
             // SAFETY: allocated in `zeroed` with this very layout.
             Memory::Heap(layout) => unsafe { dealloc(self.start.as_ptr(), *layout) },
             #[cfg(target_os = "linux")]
-            Memory::Mapped(_) => {}
+            Memory::Mapped(mapping) => mapping.release(self.start, self.len),
         }
     }
 }
@@ -76,6 +79,8 @@ struct Mapping {
     /// Aligned to a huge page.
     start: NonNull<u8>,
     len: usize,
+    /// What dropped pieces covered: ranges in order that do not touch.
+    dropped: Mutex<Vec<Range<usize>>>,
 }
 
 // SAFETY: the mapping is memory that only its pieces touch, and they do not overlap.
@@ -111,7 +116,7 @@ impl Mapping {
         let start = unsafe { base.cast::<u8>().add(skip) };
         // SAFETY: the range lies inside our mapping; advice does not change contents. A refusal only costs speed.
         unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-        Some(Arc::new(Self { base, mapped, start, len }))
+        Some(Arc::new(Self { base, mapped, start, len, dropped: Mutex::default() }))
     }
 
     /// The bytes from `at` on. Pieces of one mapping must not overlap.
@@ -121,6 +126,42 @@ impl Mapping {
         let start = unsafe { self.start.add(at) };
         Buffer { start, len, memory: Memory::Mapped(self) }
     }
+
+    /// Gives the memory of a piece that is dropped back to the system, as far as whole huge pages belong to dropped pieces
+    /// only: smaller parts would break huge pages that their neighbours still live in.
+    fn release(&self, start: NonNull<u8>, len: usize) {
+        let at = start.addr().get() - self.start.addr().get();
+        // Pieces begin at cache lines; what lies between two is nobody's.
+        let gone = at..(at + len).next_multiple_of(LINE).min(self.len);
+        if gone.is_empty() {
+            return;
+        }
+        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = join(&mut dropped, gone);
+        let pages = whole.start.next_multiple_of(HUGE)..whole.end / HUGE * HUGE;
+        if pages.is_empty() {
+            return;
+        }
+        // SAFETY: `pages` lies inside the mapping, because all pieces do. It belongs to dropped pieces only, each of which
+        // was handed out once, so nobody reads or writes it again. A refusal only costs memory.
+        unsafe {
+            let from = self.start.add(pages.start);
+            libc::madvise(from.as_ptr().cast(), pages.len(), libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// Adds a range to `ranges`, which are in order and do not touch; gives the one that it is part of then.
+#[cfg(target_os = "linux")]
+fn join(ranges: &mut Vec<Range<usize>>, new: Range<usize>) -> Range<usize> {
+    let first = ranges.partition_point(|range| range.end < new.start);
+    let end = ranges.partition_point(|range| range.start <= new.end);
+    let mut joined = new;
+    for range in ranges.drain(first..end.max(first)) {
+        joined = joined.start.min(range.start)..joined.end.max(range.end);
+    }
+    ranges.insert(first, joined.clone());
+    joined
 }
 
 #[cfg(target_os = "linux")]
@@ -132,7 +173,7 @@ impl Drop for Mapping {
 }
 
 /// Gives the matrices of a stage their memory side by side, so that huge pages are shared and not one of them is begun
-/// for the end of a matrix. Memory goes back to the system in chunks, each when the last matrix in it is dropped.
+/// for the end of a matrix. Memory goes back to the system when matrices are dropped, in whole huge pages.
 #[derive(Default)]
 pub struct Arena {
     /// The chunk being filled, and how far it is.
@@ -176,6 +217,47 @@ impl Arena {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Bytes of this process in memory.
+    #[cfg(target_os = "linux")]
+    fn resident() -> usize {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn dropped_pieces_give_their_memory_back_one_by_one() {
+        const MIB: usize = 1 << 20;
+        let mut arena = Arena::default();
+        let mut buffers: Vec<Buffer> = (0..60).map(|_| arena.zeroed(3 * MIB)).collect();
+        buffers.iter_mut().for_each(|buffer| buffer.bytes_mut().fill(7));
+        let full = resident();
+        // Every other one: a huge page that a neighbour needs stays.
+        let mut odd = 0;
+        buffers.retain(|_| (odd += 1, odd % 2 == 0).1);
+        assert!(buffers.iter().all(|buffer| buffer.bytes().iter().all(|&byte| byte == 7)));
+        for left in (0..30).rev() {
+            drop(buffers.pop());
+            if left % 10 == 0 {
+                let now = resident();
+                // Other tests of this process take and give memory, too: a third of what was given back may be theirs.
+                assert!(full - now > (30 - left) * 3 * MIB * 2 / 3, "{full} -> {now} with {left} left");
+            }
+            assert!(buffers.iter().all(|buffer| buffer.bytes().ends_with(&[7])));
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn ranges_join() {
+        let mut ranges = Vec::new();
+        for (new, want) in [(10..20, 10..20), (30..40, 30..40), (0..5, 0..5), (5..10, 0..20), (20..30, 0..40)]
+        {
+            assert_eq!(join(&mut ranges, new), want);
+        }
+        assert_eq!(ranges, vec![0..40]);
+    }
 
     #[test]
     fn pieces_of_an_arena_are_zero_aligned_and_apart() {

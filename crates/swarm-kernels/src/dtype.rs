@@ -34,6 +34,8 @@ pub enum ShapeError {
     Values { want: usize, got: usize },
     #[error("only {filled} of {rows} rows were filled")]
     Unfilled { rows: usize, filled: usize },
+    #[error("{from} cannot be turned into {to}")]
+    NoEncoder { from: &'static str, to: &'static str },
 }
 
 impl DType {

@@ -28,6 +28,7 @@ mod path;
 mod pool;
 mod probe;
 mod quant;
+mod quantize;
 #[cfg(any(test, target_arch = "x86_64"))]
 mod vnni;
 
@@ -56,6 +57,7 @@ pub use ops::{add, add_bias, exp_in_place, rms_norm, rope, silu_mul};
 pub use path::{KernelPath, KernelPathError};
 pub use pool::Pool;
 pub use probe::ReadProbe;
+pub use quantize::{Quant, numerics, quantize};
 
 /// The version of the numeric contract. Two nodes share an exact ring only if these are equal.
 pub const NUMERICS: &str = "swarm-numerics-1";

@@ -14,6 +14,7 @@
 mod decoder;
 mod error;
 mod families;
+mod kept;
 mod kv;
 mod load;
 mod random;
@@ -22,11 +23,14 @@ mod sampler;
 mod score;
 mod scratch;
 mod size;
+mod slice;
 mod stage;
 
 pub use error::{Blame, LoadError, StepError};
 pub use families::FamilyError;
+pub use kept::Kept;
 pub use kv::{KvError, KvLayout, KvPool, SessionKv};
+pub use load::keep_quantized;
 pub use random::{philox4x32, uniform_bits};
 pub use rope::RopeTable;
 pub use sampler::{SampleError, SampleScratch, Sampling, sample};

@@ -8,53 +8,63 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::vec::IntoIter;
 
-use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder, MatrixPart, dequantize};
+use swarm_kernels::{Arena, DType, Matrix, MatrixBuilder};
 use swarm_weights::{Checkpoint, EMBED, HEAD, ModelConfig, NORM, TensorInfo, TensorRows, WeightsError};
 
 use crate::LoadError;
 use crate::decoder::{DecoderLayer, Linear};
+use crate::kept::Kept;
 use crate::scratch::Widths;
-use crate::stage::{LoadOptions, LoadProgress};
-
-/// Stored bytes that a thread reads at once: they stay in its core's cache until they are packed.
-const SLICE_BYTES: usize = 512 << 10;
+use crate::slice::{OnDisk, Place, Slice, Window, slice_rows};
+use crate::stage::{LoadOptions, LoadProgress, check_layers};
 
 /// What a stage reads.
 pub(crate) struct Weights {
-    /// On the first stage, `[vocab, width]` in the file; `None` where the head is the same matrix.
+    /// On the first stage, `[vocab, width]` in the file; `None` where the head in memory is the same matrix.
     pub embed_tokens: Option<TensorRows>,
     pub decoder: Vec<DecoderLayer>,
     pub norm: Option<Vec<f32>>, // [width], on the tail
     pub head: Option<Matrix>,   // [vocab, width], on the tail: lm_head, or the embedding when tied
 }
 
-/// True when a stage looks up rows of the embedding and does not multiply by it.
-pub(crate) fn only_looks_up(config: &ModelConfig, layers: &Range<usize>) -> bool {
-    layers.start == 0 && !(config.tie_word_embeddings && layers.end == config.num_hidden_layers)
+/// True when a stage multiplies by the embedding.
+fn is_head(config: &ModelConfig, layers: &Range<usize>) -> bool {
+    config.tie_word_embeddings && layers.end == config.num_hidden_layers
+}
+
+/// True when a stage looks up rows of the embedding in its file: it is not in memory, or not as it is stored. A row is
+/// the same wherever the layers are cut.
+fn looks_up(checkpoint: &Checkpoint, layers: &Range<usize>) -> bool {
+    let as_stored = |info: &TensorInfo| info.held == info.dtype;
+    let in_memory = is_head(checkpoint.config(), layers) && checkpoint.tensor(EMBED).is_some_and(as_stored);
+    layers.start == 0 && !in_memory
 }
 
 /// The tensors that a stage holds in memory.
 pub(crate) fn held_tensors<'a>(checkpoint: &'a Checkpoint, layers: &Range<usize>) -> Vec<&'a TensorInfo> {
     let mut tensors = checkpoint.stage_tensors(layers.clone());
-    if only_looks_up(checkpoint.config(), layers) {
+    if !is_head(checkpoint.config(), layers) {
         tensors.retain(|info| info.name != EMBED);
     }
     tensors
 }
 
-/// Loads a stage with `options.threads` threads; the result does not depend on them. `progress` is called on this
-/// thread, with bytes of the file.
+/// Loads what `kept` lacks of a stage, with `options.threads` threads; the result does not depend on them. `progress` is
+/// called on this thread, with bytes of the file. `kept` has nothing that the stage does not need, and nothing at all
+/// afterwards; after an error it is as it was.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     layers: Range<usize>,
     options: &LoadOptions,
+    kept: &mut Kept,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Weights, LoadError> {
     let mut tensors = held_tensors(checkpoint, &layers);
+    tensors.retain(|info| !kept.has(&info.name));
     let bytes_total = tensors.iter().map(|info| info.bytes).sum();
     tensors.sort_by_key(|info| info.place()); // the file from front to back
     let mut arena = Arena::default();
-    let rooms = tensors.into_iter().map(|info| Room::new(info, options.dequantized, &mut arena));
+    let rooms = tensors.into_iter().map(|info| Room::new(checkpoint, info, options, &mut arena));
     let mut rooms = rooms.collect::<Result<Vec<_>, LoadError>>()?;
     let mut slices = Vec::new();
     for room in &mut rooms {
@@ -62,7 +72,7 @@ pub(crate) fn load(
     }
     fill(checkpoint, slices, options, bytes_total, progress)?;
     Parts { checkpoint, rooms: rooms.into_iter().map(|room| (room.info.name.as_str(), room)).collect() }
-        .assemble(&layers)
+        .assemble(&layers, kept)
 }
 
 /// Reads and packs all slices.
@@ -123,7 +133,10 @@ fn work(
 /// A tensor's place in memory.
 struct Room<'a> {
     info: &'a TensorInfo,
+    /// As it will be held; `info.held`, or f32.
+    dtype: DType,
     data: Data,
+    on_disk: OnDisk,
 }
 
 enum Data {
@@ -132,17 +145,23 @@ enum Data {
 }
 
 impl<'a> Room<'a> {
-    /// Room for `info`; as f32 if `widen`.
-    fn new(info: &'a TensorInfo, widen: bool, arena: &mut Arena) -> Result<Self, LoadError> {
+    /// Room for `info`; as f32 if `options` say so.
+    fn new(
+        checkpoint: &Checkpoint,
+        info: &'a TensorInfo,
+        options: &LoadOptions,
+        arena: &mut Arena,
+    ) -> Result<Self, LoadError> {
         let is_vector = info.name.ends_with("norm.weight") || info.name.ends_with(".bias");
+        let dtype = if options.dequantized { DType::F32 } else { info.held };
         let data = if is_vector {
             Data::Vector(vec![0.0; info.cols])
         } else {
-            let dtype = if widen { DType::F32 } else { info.dtype };
             let builder = MatrixBuilder::new(arena, dtype, info.rows, info.cols);
             Data::Matrix(builder.map_err(|source| LoadError::Pack { name: info.name.clone(), source })?)
         };
-        Ok(Self { info, data })
+        let on_disk = OnDisk::of(checkpoint, info, options.quantized.as_ref());
+        Ok(Self { info, dtype, data, on_disk })
     }
 
     /// Adds the slices that fill this room.
@@ -150,85 +169,49 @@ impl<'a> Room<'a> {
     where
         'a: 's,
     {
-        let info = self.info;
+        let (info, dtype, on_disk) = (self.info, self.dtype, &self.on_disk);
+        let slice = |place| Slice { info, dtype, on_disk, place };
         match &mut self.data {
-            Data::Vector(out) => slices.push(Slice { info, place: Place::Vector(out) }),
+            Data::Vector(out) => slices.push(slice(Place::Vector(out))),
             Data::Matrix(builder) => {
-                let row_bytes = info.bytes.checked_div(info.rows as u64).unwrap_or(0).max(1);
-                let unit = match checkpoint.row_unit(info) {
-                    unit if unit.is_multiple_of(MatrixBuilder::ROWS) => unit,
-                    unit => unit * MatrixBuilder::ROWS,
-                };
-                let rows = (SLICE_BYTES as u64 / row_bytes).max(1) as usize;
-                let parts = builder.parts(rows.next_multiple_of(unit)).into_iter();
-                slices.extend(parts.map(|part| Slice { info, place: Place::Rows(part) }));
+                let rows = on_disk.piece_rows().unwrap_or_else(|| slice_rows(checkpoint, info));
+                slices.extend(builder.parts(rows).into_iter().map(|part| slice(Place::Rows(part))));
             }
         }
     }
 }
 
-/// Consecutive rows of one tensor, read by one thread at once.
-struct Slice<'a> {
-    info: &'a TensorInfo,
-    place: Place<'a>,
-}
-
-enum Place<'a> {
-    Rows(MatrixPart<'a>),
-    Vector(&'a mut Vec<f32>),
-}
-
-/// A thread's buffers, reused from slice to slice.
-#[derive(Default)]
-struct Window {
-    stored: Vec<u8>,
-    laid_out: Vec<u8>,
-    floats: Vec<f32>,
-}
-
-impl Slice<'_> {
-    /// Reads the slice and puts it in its place. Returns its stored bytes.
-    fn fill(self, checkpoint: &Checkpoint, window: &mut Window) -> Result<u64, LoadError> {
-        let info = self.info;
-        let unread = |source| LoadError::Read { name: info.name.clone(), source: Box::new(source) };
-        let Window { stored, laid_out, floats } = window;
-        let row_bytes = info.dtype.row_bytes(info.cols).unwrap_or(0);
-        let rows = match &self.place {
-            Place::Rows(part) => part.rows(),
-            Place::Vector(_) => 0..info.rows,
-        };
-        let bytes = row_bytes * rows.len(); // of a tensor whose size was checked
-        match self.place {
-            Place::Rows(part) if part.bytes() == bytes => {
-                part.fill(stored, |out| checkpoint.read_rows(info, rows, out)).map_err(unread)?;
-            }
-            Place::Rows(part) => part.fill(laid_out, |out| {
-                floats.resize(out.len() / 4, 0.0);
-                widened(checkpoint, info, rows, stored, floats)?;
-                for (place, value) in out.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
-                    *place = value.to_le_bytes();
-                }
-                Ok(())
-            })?,
-            Place::Vector(out) => widened(checkpoint, info, rows, stored, out)?,
-        }
-        Ok(bytes as u64)
-    }
-}
-
-/// Reads rows as f32.
-fn widened(
+/// Quantizes the matrices of a stage that are not on disk in that form yet, and keeps them there; no stage is made of them.
+/// `progress` is called on this thread, with bytes of the file. What cannot be kept is told by the store.
+///
+/// # Errors
+/// [`LoadError`]: layers that are no stage, a tensor that is unreadable, or the end that `options` ask for.
+pub fn keep_quantized(
     checkpoint: &Checkpoint,
-    info: &TensorInfo,
-    rows: Range<usize>,
-    stored: &mut Vec<u8>,
-    out: &mut [f32],
+    layers: Range<usize>,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(), LoadError> {
-    stored.resize(info.dtype.row_bytes(info.cols).unwrap_or(0) * rows.len(), 0);
-    checkpoint
-        .read_rows(info, rows, stored)
-        .map_err(|source| LoadError::Read { name: info.name.clone(), source: Box::new(source) })?;
-    dequantize(info.dtype, stored, out).map_err(|source| LoadError::Pack { name: info.name.clone(), source })
+    check_layers(checkpoint.config(), &layers)?;
+    let mut tensors = held_tensors(checkpoint, &layers);
+    tensors.retain(|info| info.held != info.dtype);
+    tensors.sort_by_key(|info| info.place());
+    let on_disk = |info| (info, OnDisk::of(checkpoint, info, options.quantized.as_ref()));
+    let missing: Vec<_> = tensors
+        .into_iter()
+        .map(on_disk)
+        .filter(|(_, on_disk)| !matches!(on_disk, OnDisk::Found(_)))
+        .collect();
+    let bytes_total = missing.iter().map(|(info, _)| info.bytes).sum();
+    let mut slices = Vec::new();
+    for (info, on_disk) in &missing {
+        let step = slice_rows(checkpoint, info);
+        for start in (0..info.rows).step_by(step) {
+            let rows = start..info.rows.min(start + step);
+            slices.push(Slice { info, dtype: info.held, on_disk, place: Place::Nowhere(rows) });
+        }
+    }
+    fill(checkpoint, slices, options, bytes_total, progress)
 }
 
 /// Filled rooms by name, to be put together.
@@ -238,19 +221,26 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn assemble(mut self, layers: &Range<usize>) -> Result<Weights, LoadError> {
+    fn assemble(mut self, layers: &Range<usize>, kept: &mut Kept) -> Result<Weights, LoadError> {
         let checkpoint = self.checkpoint;
         let config = checkpoint.config();
         let (vocab, width) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = only_looks_up(config, layers).then(|| self.looked_up(vocab, width)).transpose()?;
-        let decoder = layers.clone().map(|layer| self.decoder_layer(layer)).collect::<Result<_, _>>()?;
+        let embed_tokens = looks_up(checkpoint, layers).then(|| self.looked_up(vocab, width)).transpose()?;
+        let missing = layers.clone().filter(|layer| !kept.layers.contains_key(layer));
+        let fresh = missing.map(|layer| Ok((layer, self.decoder_layer(layer)?)));
+        let mut fresh = fresh.collect::<Result<BTreeMap<_, _>, LoadError>>()?;
         let is_tail = layers.end == config.num_hidden_layers;
         let head = if config.tie_word_embeddings { EMBED } else { HEAD };
+        let norm = (is_tail && kept.norm.is_none()).then(|| self.vector(NORM, width)).transpose()?;
+        let head = (is_tail && kept.head.is_none()).then(|| self.matrix(head, vocab, width)).transpose()?;
+        // Nothing can fail from here on.
+        let mut kept = std::mem::take(kept);
+        kept.layers.append(&mut fresh);
         Ok(Weights {
             embed_tokens,
-            decoder,
-            norm: is_tail.then(|| self.vector(NORM, width)).transpose()?,
-            head: is_tail.then(|| self.matrix(head, vocab, width)).transpose()?,
+            decoder: kept.layers.into_values().collect(),
+            norm: norm.or(kept.norm),
+            head: head.or(kept.head),
         })
     }
 

@@ -97,7 +97,7 @@ fn held_bytes(tensor: &TensorInfo) -> u64 {
         return 4 * tensor.cols as u64;
     }
     // A shape that cannot be is refused when it is loaded.
-    Matrix::bytes_needed(tensor.dtype, tensor.rows, tensor.cols).map_or(tensor.bytes, |bytes| bytes as u64)
+    Matrix::bytes_needed(tensor.held, tensor.rows, tensor.cols).map_or(tensor.bytes, |bytes| bytes as u64)
 }
 
 /// The KV pages of `layers` layers of a model.

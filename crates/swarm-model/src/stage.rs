@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use swarm_kernels::{Job, KvType, Matrix, Pool, dequantize, matmul, rms_norm};
-use swarm_weights::{Checkpoint, ModelConfig, TensorRows};
+use swarm_weights::{Checkpoint, ModelConfig, QuantizedStore, TensorRows};
 
 use crate::decoder::{DecoderLayer, Shape, Step, each_row};
+use crate::kept::Kept;
 use crate::load::{self, Weights};
 use crate::rope::RopeTable;
 use crate::scratch::{Scratch, Widths};
@@ -28,6 +29,8 @@ pub struct LoadOptions {
     /// Hold quantized and 16-bit matrices as f32: the reference that quantized arithmetic is held against. Takes four
     /// bytes a weight.
     pub dequantized: bool,
+    /// Where matrices that are quantized while they are loaded may lie in that form, and may come to lie.
+    pub quantized: Option<Arc<QuantizedStore>>,
     /// Loading ends with [`LoadError::Aborted`] soon after somebody sets this, before the next tensor is read.
     pub abort: Option<Arc<AtomicBool>>,
 }
@@ -71,6 +74,22 @@ impl Stage {
         options: &LoadOptions,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self, LoadError> {
+        Self::load_rest(checkpoint, layers, options, &mut Kept::default(), progress)
+    }
+
+    /// As [`Stage::load`], with what is in memory already: weights of the same model, held alike. What the stage does not
+    /// need goes first, what it needs is not read again, and `kept` is empty afterwards. When the stage cannot be loaded,
+    /// what of `kept` it needs stays there.
+    ///
+    /// # Errors
+    /// As [`Stage::load`].
+    pub fn load_rest(
+        checkpoint: &Checkpoint,
+        layers: Range<usize>,
+        options: &LoadOptions,
+        kept: &mut Kept,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self, LoadError> {
         let config = checkpoint.config().clone();
         check_layers(&config, &layers)?;
         check_group(&config)?;
@@ -83,7 +102,8 @@ impl Stage {
         }
         let rope = RopeTable::new(&config.rope, context)?;
 
-        let weights = load::load(checkpoint, layers.clone(), options, progress)?;
+        kept.trim(&config, &layers);
+        let weights = load::load(checkpoint, layers.clone(), options, kept, progress)?;
         let shape = Shape {
             widths: Widths::of(&config),
             head_dim: config.head_dim,
@@ -93,6 +113,11 @@ impl Stage {
             scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
         };
         Ok(Self { config, layers, context, shape, rope, weights })
+    }
+
+    /// Its layers and their weights; the rest goes.
+    pub(crate) fn into_weights(self) -> (Range<usize>, Weights) {
+        (self.layers, self.weights)
     }
 
     /// The configuration of the whole model.

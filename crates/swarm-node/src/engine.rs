@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crossbeam_channel::{bounded, unbounded};
-use swarm_kernels::KvType;
+use swarm_kernels::{KvType, Quant};
 use swarm_link::Identity;
 use swarm_ring::{Objective, Placement, Split};
 use swarm_text::{ChatTemplate, Tokenizer};
@@ -66,6 +66,10 @@ pub struct EngineConfig {
     pub profile_dir: Option<PathBuf>,
     /// A start that would fetch more bytes than this, over all nodes, is refused; any number when absent.
     pub fetch_bytes_max: Option<u64>,
+    /// What float matrices become while they are loaded, on every node; what they are when absent.
+    pub quant: Option<Quant>,
+    /// This node keeps on its disk what it quantized, so that the next start only reads it.
+    pub keep_quantized: bool,
 }
 
 impl EngineConfig {
@@ -92,6 +96,8 @@ impl EngineConfig {
             measure: true,
             profile_dir: None,
             fetch_bytes_max: None,
+            quant: None,
+            keep_quantized: false,
         }
     }
 }
@@ -156,7 +162,10 @@ pub(crate) struct Model {
     pub config: EngineConfig,
     pub identity: Identity,
     pub checkpoint: Checkpoint,
+    /// Of the files.
     pub fingerprint: [u8; 32],
+    /// Of what is computed with.
+    pub held_fingerprint: [u8; 32],
     pub tokenizer: Tokenizer,
     pub template: Option<ChatTemplate>,
     pub context: usize,
@@ -205,12 +214,13 @@ impl Engine {
         identity: &Identity,
         observer: EngineObserver<'_>,
     ) -> Result<Self, NodeError> {
-        let checkpoint = setup::open_model(&config.model)?;
+        let checkpoint = setup::open_for(config)?;
         let tokenizer = Tokenizer::from_checkpoint(&checkpoint)?;
         let template = ChatTemplate::from_checkpoint(&checkpoint, &tokenizer)?;
         let context = setup::context(config, &checkpoint)?;
         let model = Arc::new(Model {
             fingerprint: checkpoint.fingerprint()?,
+            held_fingerprint: checkpoint.held_fingerprint()?,
             config: config.clone(),
             identity: identity.clone(),
             checkpoint,
@@ -293,9 +303,15 @@ impl Engine {
         self.model.checkpoint.name()
     }
 
-    /// Digest of the model's headers and samples of its weights.
+    /// Digest of the model's headers and samples of its weights, and of what they are quantized to.
     pub fn fingerprint(&self) -> [u8; 32] {
-        self.model.fingerprint
+        let Model { held_fingerprint, .. } = &*self.model;
+        *held_fingerprint
+    }
+
+    /// What float matrices became while they were loaded.
+    pub fn quant(&self) -> Option<Quant> {
+        self.model.checkpoint.quant()
     }
 
     /// The model has a chat template.
@@ -361,7 +377,7 @@ pub fn plan(
     identity: &Identity,
     observer: EngineObserver<'_>,
 ) -> Result<Plan, NodeError> {
-    let model = setup::open_model(&config.model)?;
+    let model = setup::open_for(config)?;
     let context = setup::context(config, &model)?;
     let room = setup::find_members(config, identity, observer, &model)?;
     let setup::Placed { plan, to_fetch, .. } =

@@ -21,6 +21,8 @@ pub enum NodeError {
     MuchToFetch { nodes: Vec<(String, u64)>, max: u64 },
     #[error("layers {}..{} cannot be loaded", layers.start, layers.end)]
     Load { layers: std::ops::Range<usize>, source: Box<swarm_model::LoadError> },
+    #[error("quantized weights are not kept")]
+    Keep(#[source] Box<swarm_weights::QuantizedError>),
     #[error("the model's tokenizer or chat template cannot be used")]
     Text(#[source] Box<swarm_text::TextError>),
     #[error("this node has no identity")]
@@ -98,7 +100,9 @@ impl NodeError {
             | Self::Unpaired { .. }
             | Self::Stopped(_) => Blame::Link,
             Self::Protocol { .. } | Self::Numerics { .. } | Self::BadPeer { .. } => Blame::Peer,
-            Self::System { .. } | Self::Identity(_) | Self::Bug(_) | Self::Fetch { .. } => Blame::Us,
+            Self::System { .. } | Self::Identity(_) | Self::Bug(_) | Self::Fetch { .. } | Self::Keep(_) => {
+                Blame::Us
+            }
             _ => Blame::Caller,
         }
     }

@@ -1,7 +1,7 @@
 //! The ring's life over its placements: the first one, and the next one after a loss or a return.
 //!
 //! A placement that follows another raises the epoch and keeps the members that are left, their control connections
-//! and the scheduler, whose session numbers go on. A node whose layers are the same keeps its weights; sessions do not outlive their placement
+//! and the scheduler, whose session numbers go on. A node keeps the weights of layers that stay with it; sessions do not outlive their placement
 //! yet, but the scheduler knows what would have to be computed again ([`swarm_ring::ReplayPoint`]).
 
 use std::net::SocketAddr;
@@ -90,7 +90,7 @@ impl Live {
             return Ok(info);
         };
         if let Some(stage) = remains.stage.take() {
-            self.shelf.put(OWN, setup::stage_key(model.fingerprint, stage.layers(), model.context), stage);
+            self.shelf.put(OWN, setup::held_model(&model.checkpoint, model.fingerprint), stage.into());
         }
         let newcomers = self.lookout.as_ref().map(Lookout::take).unwrap_or_default();
         match self.place(model, &mut remains, newcomers, observer) {

@@ -23,6 +23,7 @@ mod generation;
 mod give;
 mod heal;
 mod holdings;
+mod keep;
 mod link_probe;
 mod local;
 mod lookout;
@@ -56,6 +57,7 @@ pub use engine::{
 pub use error::{NodeError, bytes_text, chain, printable};
 pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
 pub use give::serve_model;
+pub use keep::keep_quantized;
 pub use local::LocalWorkers;
 pub use perplexity::{TextScore, score_text};
 pub use search::{SearchEvent, WorkerSearch};

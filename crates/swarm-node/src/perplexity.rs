@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use swarm_kernels::Quant;
 use swarm_model::{KvPool, LoadOptions, LoadProgress, Stage, kv_layout, score};
 use swarm_text::{EncodeOptions, Tokenizer};
 
@@ -16,6 +17,8 @@ use crate::{machine, setup};
 pub struct TextScore {
     pub model_name: String,
     pub fingerprint: [u8; 32],
+    /// What float weights were quantized to.
+    pub quant: Option<Quant>,
     /// Positions of a window.
     pub context: usize,
     /// Tokens that were scored: all of the text's but the first.
@@ -40,7 +43,7 @@ pub fn score_text(
     observer: EngineObserver<'_>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<TextScore, NodeError> {
-    let model = setup::open_model(&config.model)?;
+    let model = setup::open_for(config)?;
     let tokenizer = Tokenizer::from_checkpoint(&model)?;
     let ids = tokenizer.encode(text, EncodeOptions { add_special: true, parse_special: false })?;
     let context = setup::context(config, &model)?.max(2);
@@ -51,7 +54,8 @@ pub fn score_text(
     }
     let threads = config.threads.unwrap_or_else(machine::cores);
     let layers = 0..model.config().num_hidden_layers;
-    let options = LoadOptions { context: Some(context), threads, dequantized, abort: None };
+    let quantized = crate::stage_setup::quantized(&model, config.keep_quantized);
+    let options = LoadOptions { context: Some(context), threads, dequantized, quantized, abort: None };
     crate::stage_setup::fetch(&model, &layers, &AtomicBool::new(false), &mut |done| {
         let (bytes_done, bytes_total, from) = (done.bytes_done, done.bytes_total, LoadSource::Hub);
         observer(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
@@ -76,7 +80,8 @@ pub fn score_text(
     })?;
     Ok(TextScore {
         model_name: model.name().to_owned(),
-        fingerprint: model.fingerprint()?,
+        quant: model.quant(),
+        fingerprint: model.held_fingerprint()?,
         context,
         tokens: scored.tokens,
         log_probability: scored.log_probability,

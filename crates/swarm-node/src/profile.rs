@@ -150,7 +150,7 @@ pub(crate) fn layer_shape(model: &Checkpoint) -> Option<LayerShape> {
     let matrix = |name: &str| {
         let tensor = model.tensor(name)?;
         Some(MatrixShape {
-            dtype: tensor.dtype.name().to_owned(),
+            dtype: tensor.held.name().to_owned(),
             rows: u32::try_from(tensor.rows).ok()?,
             cols: u32::try_from(tensor.cols).ok()?,
         })

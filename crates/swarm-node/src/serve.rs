@@ -25,12 +25,12 @@ use crate::machine;
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::runner::StageRunner;
-use crate::shelf::StageKey;
+use crate::shelf::HeldModel;
 use crate::stage_loop::{
     Downstream, Inbox, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames,
 };
 use crate::stage_setup::{
-    StageNeed, StageOrder, Supplied, WantedModel, fetch, find_model, load, load_source, meter,
+    StageNeed, StageOrder, Supplied, WantedModel, fetch, find_model, load, load_source, meter, own_quant,
 };
 use crate::watch::StageStatus;
 use crate::worker::{DataLink, Owner, Shared, WorkerEvent, spawn};
@@ -210,7 +210,7 @@ struct Loaded {
     /// What all of it may come to.
     held_bytes_max: u64,
     /// What its weights are kept under.
-    key: StageKey,
+    model: HeldModel,
 }
 
 /// What the stage's thread owns.
@@ -283,12 +283,12 @@ impl StageBody {
     /// Load, connect, then frames until the ring ends. The weights stay for the coordinator's next placement.
     fn serve(&self) -> Result<(), NodeError> {
         self.await_turn()?;
-        let Loaded { runner, tokenizer, held_bytes_max, key } = self.load()?;
+        let Loaded { runner, tokenizer, held_bytes_max, model } = self.load()?;
         let (runner, ended) = match self.join(runner.stage(), held_bytes_max) {
             Ok((inbox, downstream)) => self.frames(runner, tokenizer.as_ref(), &inbox, downstream),
             Err(error) => (runner, Err(error)),
         };
-        self.shared.shelf.put(self.owner.number, key, runner.into_stage());
+        self.shared.shelf.put(self.owner.number, model, runner.into_stage().into());
         ended
     }
 
@@ -353,9 +353,10 @@ impl StageBody {
 
     fn load(&self) -> Result<Loaded, NodeError> {
         let (order, config) = (&self.order, &self.shared.config);
-        if order.numerics != swarm_kernels::NUMERICS {
-            let (theirs, ours) =
-                (order.numerics.escape_debug().to_string(), swarm_kernels::NUMERICS.to_owned());
+        let quant = order.quant.map(own_quant);
+        let ours = swarm_kernels::numerics(quant);
+        if order.numerics != ours {
+            let theirs = order.numerics.escape_debug().to_string();
             return Err(NodeError::Numerics { node: "the coordinator".into(), theirs, ours });
         }
         let wanted = WantedModel {
@@ -365,6 +366,7 @@ impl StageBody {
         };
         // As long as the other node is asked first, which ends with the loading.
         let (checkpoint, _adopted) = find_model(config.model.as_ref(), &wanted, || self.supplied())?;
+        let checkpoint = checkpoint.quantized(quant);
         self.check_model(&checkpoint)?;
         let stage_order = StageOrder {
             layers: self.layers(),
@@ -372,14 +374,14 @@ impl StageBody {
             kv_type: kv_type(order.kv_type),
             sessions_max: order.sessions_max as usize,
             limits: order.limits,
+            keep_quantized: config.keep_quantized,
         };
         let _sources = self.sources(&checkpoint);
         let need = StageNeed::of(&checkpoint, &stage_order)?;
-        let (fingerprint, context) = (order.fingerprint.0, stage_order.context);
-        let key = StageKey { fingerprint, layers: self.layers(), context };
-        let kept = self.shared.shelf.take(&key);
-        let held = kept.as_ref().map_or(0, |stage| stage.weight_bytes() as u64);
-        let memory = control::memory_offered_with(config.memory_bytes, held);
+        let model = HeldModel { fingerprint: order.fingerprint.0, quant };
+        let mut kept = self.shared.shelf.take(&model);
+        kept.trim(checkpoint.config(), &stage_order.layers);
+        let memory = control::memory_offered_with(config.memory_bytes, kept.weight_bytes() as u64);
         let kv_bytes = need.kv_budget(&stage_order.layers, memory, stage_order.sessions_max)?;
         let mut last = None;
         let mut progress = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
@@ -396,17 +398,18 @@ impl StageBody {
         // A coordinator may ask for fewer threads than this worker has, not for more.
         let own = config.threads.unwrap_or_else(machine::cores);
         let threads = order.threads.map_or(own, |asked| own.min(asked as usize));
-        let stage = match kept {
-            Some(stage) => stage,
-            None => {
-                fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
-                    progress(done.bytes_done, done.bytes_total, load_source(done.from));
-                })?;
-                let mut read =
-                    |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
-                load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut read)?
-            }
-        };
+        if !kept.is_whole(checkpoint.config(), &stage_order.layers) {
+            fetch(&checkpoint, &stage_order.layers, &self.abort(), &mut |done| {
+                progress(done.bytes_done, done.bytes_total, load_source(done.from));
+            })?;
+        }
+        let mut read = |done: LoadProgress| progress(done.bytes_done, done.bytes_total, LoadSource::Disk);
+        let loaded = load(&checkpoint, &stage_order, threads, Some(self.abort()), &mut kept, &mut read);
+        if loaded.is_err() {
+            // The next order may want them.
+            self.shared.shelf.put(self.owner.number, model, kept);
+        }
+        let stage = loaded?;
         let meter = meter(&checkpoint, &stage_order, threads, config.profile_dir.as_deref());
         let tokenizer = if order.tail { Tokenizer::from_checkpoint(&checkpoint).ok() } else { None };
         machine::pin_caller(config.cores.as_deref());
@@ -414,7 +417,7 @@ impl StageBody {
         let sessions_max = stage_order.sessions_max;
         let runner = StageRunner::new(stage, pool, stage_order.kv_type, kv_bytes, sessions_max);
         let held_bytes_max = need.weights.saturating_add(need.buffers).saturating_add(kv_bytes);
-        Ok(Loaded { runner: runner.with_meter(meter), tokenizer, held_bytes_max, key })
+        Ok(Loaded { runner: runner.with_meter(meter), tokenizer, held_bytes_max, model })
     }
 
     /// Asks the coordinator to serve bytes of its model, and takes the connection that it dials. Nothing when it does not,

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use swarm_link::Identity;
-use swarm_model::{LoadProgress, Stage};
+use swarm_model::{Kept, LoadProgress, Stage};
 use swarm_ring::{
     CutStage, Downloads, Missing, NodeProfile, Objective, Placement, Plan, RoomProfile, Scheduler,
     SchedulerConfig, Split, Timers, plan_cut, plan_frugally,
@@ -32,9 +32,11 @@ use crate::profile::layer_shape;
 use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
-use crate::shelf::{OWN, Shelf, StageKey};
+use crate::shelf::{HeldModel, OWN, Shelf};
 use crate::stage_loop::{Upstream, receive_frames};
-use crate::stage_setup::{StageNeed, StageOrder, fetch, load, load_source, meter, model_shape, origin};
+use crate::stage_setup::{
+    StageNeed, StageOrder, fetch, load, load_source, meter, model_shape, origin, wire_quant,
+};
 
 /// The context used when nobody asks for one.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -64,6 +66,11 @@ pub(crate) struct Ground<'a> {
 
 pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
     Ok(Checkpoint::open(&swarm_weights::cache::resolve(name)?)?)
+}
+
+/// The model of a configuration, quantized while it is loaded where that is asked for.
+pub(crate) fn open_for(config: &EngineConfig) -> Result<Checkpoint, NodeError> {
+    Ok(open_model(&config.model)?.quantized(config.quant))
 }
 
 pub(crate) fn context(config: &EngineConfig, model: &Checkpoint) -> Result<usize, NodeError> {
@@ -263,9 +270,8 @@ pub(crate) fn assemble(ground: &Ground<'_>, room: &mut Room, epoch: Epoch) -> Re
     match assembly.join(room, &runner) {
         Ok((nodes, ring)) => Ok(Assembled { runner, limits, ring, plan, nodes, left_out }),
         Err(error) => {
-            // The next try may have the same layers here.
-            let stage = runner.into_stage();
-            shelf.put(OWN, stage_key(fingerprint, stage.layers(), context), stage);
+            // The next try may have some of the same layers here.
+            shelf.put(OWN, held_model(model, fingerprint), runner.into_stage().into());
             Err(error)
         }
     }
@@ -336,9 +342,9 @@ fn check_fetch(config: &EngineConfig, to_fetch: &[ToFetch], placement: &Placemen
     Err(NodeError::MuchToFetch { nodes, max })
 }
 
-/// What this node's own stage is kept under.
-pub(crate) fn stage_key(fingerprint: [u8; 32], layers: std::ops::Range<usize>, context: usize) -> StageKey {
-    StageKey { fingerprint, layers, context }
+/// What this node's own weights are kept under.
+pub(crate) fn held_model(model: &Checkpoint, fingerprint: [u8; 32]) -> HeldModel {
+    HeldModel { fingerprint, quant: model.quant() }
 }
 
 struct Assembly<'a> {
@@ -396,6 +402,7 @@ impl Assembly<'_> {
                     .map_err(|_| NodeError::Request("too many layers".into()))?,
                 layers_total: small(layers_total),
                 tail: index + 1 == room.members.len(),
+                quant: self.model.quant().map(wire_quant),
                 kv_type: match self.config.kv_type {
                     swarm_kernels::KvType::F16 => KvType::F16,
                     swarm_kernels::KvType::F32 => KvType::F32,
@@ -405,7 +412,7 @@ impl Assembly<'_> {
                 limits: self.limits,
                 next: room.members.get(index + 1).map(|next| member.way_to(next)),
                 threads: self.config.worker_threads.map(small),
-                numerics: swarm_kernels::NUMERICS.to_owned(),
+                numerics: swarm_kernels::numerics(self.model.quant()),
                 sources: self.sources.get(index + 1).cloned().unwrap_or_default(),
             };
             say(member, &Control::Prepare(Box::new(order)))?;
@@ -450,19 +457,14 @@ impl Assembly<'_> {
             kv_type: self.config.kv_type,
             sessions_max: self.config.sessions_max,
             limits: self.limits,
+            keep_quantized: self.config.keep_quantized,
         };
         let need = StageNeed::of(self.model, &order)?;
-        let kept = self.shelf.take(&stage_key(self.fingerprint, order.layers.clone(), order.context));
-        let held = kept.as_ref().map_or(0, |stage| stage.weight_bytes() as u64);
-        let memory = control::memory_offered_with(self.config.memory_bytes, held);
+        let mut kept = self.shelf.take(&held_model(self.model, self.fingerprint));
+        kept.trim(self.model.config(), &order.layers);
+        let memory = control::memory_offered_with(self.config.memory_bytes, kept.weight_bytes() as u64);
         let kv_bytes = need.kv_budget(&order.layers, memory, order.sessions_max)?;
-        let stage = match kept {
-            Some(stage) => {
-                drop(promise);
-                stage
-            }
-            None => self.read(&order, promise)?,
-        };
+        let stage = self.read(&order, &mut kept, promise)?;
         let pool = machine::pool(threads(self.config), self.config.cores.clone());
         let profile_dir = self.config.profile_dir.as_deref();
         let meter = meter(self.model, &order, threads(self.config), profile_dir);
@@ -477,18 +479,25 @@ impl Assembly<'_> {
         sources.iter().filter_map(node).filter_map(|node| self.model.attach(Arc::new(node))).collect()
     }
 
-    /// Fetches what is not on this computer, and reads the layers.
-    fn read(&self, order: &StageOrder, promise: Option<Promise<'_>>) -> Result<Stage, NodeError> {
+    /// Fetches what is not on this computer, and reads the layers that are not in memory.
+    fn read(
+        &self,
+        order: &StageOrder,
+        kept: &mut Kept,
+        promise: Option<Promise<'_>>,
+    ) -> Result<Stage, NodeError> {
         let tell = |bytes_done: u64, bytes_total: u64, from: LoadSource| {
             (self.observer)(EngineEvent::Loading { node: 0, bytes_done, bytes_total, from });
         };
-        let _sources = self.own_sources();
-        fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
-            tell(done.bytes_done, done.bytes_total, load_source(done.from));
-        })?;
+        if !kept.is_whole(self.model.config(), &order.layers) {
+            let _sources = self.own_sources();
+            fetch(self.model, &order.layers, &AtomicBool::new(false), &mut |done| {
+                tell(done.bytes_done, done.bytes_total, load_source(done.from));
+            })?;
+        }
         drop(promise);
         let mut progress = |done: LoadProgress| tell(done.bytes_done, done.bytes_total, LoadSource::Disk);
-        load(self.model, order, threads(self.config), None, &mut progress)
+        load(self.model, order, threads(self.config), None, kept, &mut progress)
     }
 
     fn own_report(&self, runner: &StageRunner) -> NodeReport {

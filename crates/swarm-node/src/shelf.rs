@@ -1,29 +1,29 @@
-//! The weights of a stage, kept from one placement to the next: a node whose layers stay the same reads nothing.
+//! Weights that stay from one placement to the next: a node reads only the layers that it did not have.
 
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use swarm_model::Stage;
+use swarm_kernels::Quant;
+use swarm_model::Kept;
 
-/// Whose stages a coordinator's own shelf is for.
+/// Whose weights a coordinator's own shelf is for.
 pub(crate) const OWN: u64 = 0;
 
-/// What makes two stages the same, whatever ring they are part of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StageKey {
+/// What makes two layers of one number the same, whatever ring they are part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldModel {
     pub fingerprint: [u8; 32],
-    pub layers: Range<usize>,
-    pub context: usize,
+    pub quant: Option<Quant>,
 }
 
-/// Room for one stage. Opened for an owner; what another one leaves, or the same one after it has gone, is not kept.
+/// Room for what one stage leaves. Opened for an owner; what another one leaves, or the same one after it has gone, is
+/// not kept.
 #[derive(Default)]
 pub(crate) struct Shelf(Mutex<Content>);
 
 #[derive(Default)]
 struct Content {
     owner: Option<u64>,
-    kept: Option<(StageKey, Stage)>,
+    kept: Option<(HeldModel, Kept)>,
 }
 
 impl Shelf {
@@ -39,18 +39,18 @@ impl Shelf {
         }
     }
 
-    /// Keeps a stage, if the shelf is still open for `owner`.
-    pub fn put(&self, owner: u64, key: StageKey, stage: Stage) {
+    /// Keeps weights of `model`, if the shelf is still open for `owner`.
+    pub fn put(&self, owner: u64, model: HeldModel, kept: Kept) {
         let mut content = self.lock();
         if content.owner == Some(owner) {
-            content.kept = Some((key, stage));
+            content.kept = Some((model, kept));
         }
     }
 
-    /// The stage that was kept, if it is the one that is needed. Another one goes: its memory is needed.
-    pub fn take(&self, key: &StageKey) -> Option<Stage> {
+    /// What was kept of `model`. Weights of another one go: their memory is needed.
+    pub fn take(&self, model: &HeldModel) -> Kept {
         let kept = self.lock().kept.take();
-        kept.filter(|(of, _)| of == key).map(|(_, stage)| stage)
+        kept.filter(|(of, _)| of == model).map(|(_, kept)| kept).unwrap_or_default()
     }
 
     /// Keeps nothing of `owner` any more.
@@ -63,6 +63,6 @@ impl Shelf {
 
     /// Bytes of weights that are kept.
     pub fn bytes(&self) -> u64 {
-        self.lock().kept.as_ref().map_or(0, |(_, stage)| stage.weight_bytes() as u64)
+        self.lock().kept.as_ref().map_or(0, |(_, kept)| kept.weight_bytes() as u64)
     }
 }

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use swarm_kernels::KvType;
-use swarm_model::{LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
+use swarm_kernels::{KvType, Quant};
+use swarm_model::{Kept, LoadOptions, LoadProgress, Stage, WeightSizes, stage_size, weight_sizes};
 use swarm_ring::ModelShape;
 use swarm_weights::{
-    Adopted, Catalogue, Checkpoint, FetchControl, FetchProgress, FetchSource, ModelRef, Needs, Store,
-    Supplier, cache,
+    Adopted, Catalogue, Checkpoint, FetchControl, FetchProgress, FetchSource, ModelRef, Needs,
+    QuantizedStore, Store, Supplier, cache,
 };
 use swarm_wire::{Limits, LoadSource, Origin};
 
@@ -34,6 +34,8 @@ pub(crate) struct StageOrder {
     pub sessions_max: usize,
     /// What a peer may send; checked when the order was.
     pub limits: Limits,
+    /// Weights that are quantized while they are loaded stay on the disk in that form.
+    pub keep_quantized: bool,
 }
 
 /// Bytes of frames and their rows, and of the token ids that the tail keeps of each session.
@@ -56,7 +58,7 @@ pub(crate) struct StageNeed {
 impl StageNeed {
     /// By the numbers that the planner places by.
     pub fn of(checkpoint: &Checkpoint, order: &StageOrder) -> Result<Self, NodeError> {
-        let StageOrder { layers, context, kv_type, sessions_max, limits } = order;
+        let StageOrder { layers, context, kv_type, sessions_max, limits, .. } = order;
         // Refuses what is no stage of this model.
         stage_size(checkpoint, layers.clone(), *kv_type)
             .map_err(|source| NodeError::Load { layers: layers.clone(), source: Box::new(source) })?;
@@ -129,7 +131,7 @@ pub(crate) fn meter(
     threads: usize,
     profile_dir: Option<&Path>,
 ) -> Option<Meter> {
-    let StageOrder { layers, context, kv_type, sessions_max, limits } = order;
+    let StageOrder { layers, context, kv_type, sessions_max, limits, .. } = order;
     let profiles = Profiles::new(Some(profile_dir?));
     let shape = model_shape(checkpoint, *context, *kv_type, limits, *sessions_max).ok()?;
     Some(Meter::new(profiles, &layer_shape(checkpoint)?, threads, mean_layers(&shape, layers)))
@@ -149,6 +151,24 @@ pub(crate) fn origin(checkpoint: &Checkpoint) -> Option<Origin> {
         file: from.file.clone(),
         fingerprint: swarm_wire::Fingerprint(checkpoint.origin_fingerprint()?),
     })
+}
+
+/// What weights are quantized to, as the wire spells it.
+pub(crate) fn wire_quant(quant: Quant) -> swarm_wire::Quant {
+    match quant {
+        Quant::Q8_0 => swarm_wire::Quant::Q8_0,
+        Quant::Q4_0 => swarm_wire::Quant::Q4_0,
+        Quant::Q4_K => swarm_wire::Quant::Q4_K,
+    }
+}
+
+/// The same as this program has it.
+pub(crate) fn own_quant(wire: swarm_wire::Quant) -> Quant {
+    match wire {
+        swarm_wire::Quant::Q8_0 => Quant::Q8_0,
+        swarm_wire::Quant::Q4_0 => Quant::Q4_0,
+        swarm_wire::Quant::Q4_K => Quant::Q4_K,
+    }
 }
 
 /// A model that a worker was ordered to open.
@@ -307,17 +327,29 @@ pub(crate) fn fetch(
         .map_err(|source| NodeError::Fetch { layers: layers.clone(), source: Box::new(source) })
 }
 
-/// Reads the stage's own tensors and nothing else.
+/// Reads the stage's own tensors and nothing else, and of these only what `kept` lacks.
 pub(crate) fn load(
     checkpoint: &Checkpoint,
     order: &StageOrder,
     threads: usize,
     abort: Option<Arc<AtomicBool>>,
+    kept: &mut Kept,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Stage, NodeError> {
-    let options = LoadOptions { context: Some(order.context), threads, abort, ..LoadOptions::default() };
-    Stage::load(checkpoint, order.layers.clone(), &options, progress)
-        .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) })
+    let quantized = quantized(checkpoint, order.keep_quantized);
+    let context = Some(order.context);
+    let options = LoadOptions { context, threads, abort, quantized: quantized.clone(), dequantized: false };
+    let loaded = Stage::load_rest(checkpoint, order.layers.clone(), &options, kept, progress)
+        .map_err(|source| NodeError::Load { layers: order.layers.clone(), source: Box::new(source) });
+    if let Some(error) = quantized.and_then(|store| store.trouble()) {
+        tracing::warn!("quantized weights are not kept on the disk: {}", crate::error::chain(&error));
+    }
+    loaded
+}
+
+/// The quantized form of a model on this computer's disk. Where it cannot be named, it is neither used nor kept.
+pub(crate) fn quantized(checkpoint: &Checkpoint, keeps: bool) -> Option<Arc<QuantizedStore>> {
+    QuantizedStore::of_user(checkpoint, keeps).ok().flatten().map(Arc::new)
 }
 
 #[cfg(test)]

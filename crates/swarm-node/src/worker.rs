@@ -73,6 +73,8 @@ pub struct WorkerConfig {
     pub read_gb_s: Option<f64>,
     /// Where this node keeps what it learned of its speed; nowhere when absent.
     pub profile_dir: Option<PathBuf>,
+    /// Weights that are quantized while they are loaded stay on the disk in that form.
+    pub keep_quantized: bool,
 }
 
 impl Default for WorkerConfig {
@@ -90,6 +92,7 @@ impl Default for WorkerConfig {
             memory_bytes: None,
             read_gb_s: None,
             profile_dir: None,
+            keep_quantized: false,
         }
     }
 }

@@ -4,16 +4,18 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::puppet::{Caller, Puppet};
 use common::{Room, alone, answer, config, identity, model, request};
+use swarm_kernels::Quant;
 use swarm_link::Identity;
 use swarm_node::{Engine, EngineConfig, EngineEvent, Finish, Worker, WorkerConfig, WorkerSearch};
 use swarm_testkit::lossy::{Relay, Settings};
 use swarm_testkit::wait_for;
+use swarm_weights::Checkpoint;
 use swarm_wire::{Control, Epoch};
 
 /// Long enough for a busy computer.
@@ -87,6 +89,39 @@ fn a_node_that_is_back_waits_until_nobody_is_answered() {
     wait_for(SOON, "the worker to be seen again", || engine.heal(&|_| {}).unwrap()).unwrap();
     assert_eq!(engine.nodes().len(), 2);
     answer(&engine, 5);
+}
+
+#[test]
+fn layers_that_stay_are_not_read_again() {
+    let model = model("llama", 4);
+    let identity = identity();
+    let mut room = Room::new(&identity, &model.path, 1);
+    let port = room.workers[0].port();
+    let halves = EngineConfig { cut: Some(vec![0..2, 2..4]), ..config(&model.path, room.search()) };
+    let quantized = EngineConfig { quant: Some(Quant::Q8_0), ..halves };
+    let engine = Engine::start(&quantized, &identity, &|_| {}).unwrap();
+    let want = answer(&engine, 8);
+    assert_ne!(want.logits_hash, alone(&model.path, 8).logits_hash, "weights of eight bits are others");
+    lose(&engine, "worker0-", || room.workers.clear());
+    let told = Mutex::new(Vec::new());
+    let observer = |event| {
+        if let EngineEvent::Loading { node, bytes_done, bytes_total, .. } = event {
+            told.lock().unwrap().push((node, bytes_done, bytes_total));
+        }
+    };
+    assert!(engine.heal(&observer).unwrap());
+    let files = Checkpoint::open(&model.path).unwrap();
+    let rest = files.stage_bytes(0..4) - files.stage_bytes(0..2);
+    assert_eq!(told.lock().unwrap().last(), Some(&(0, rest, rest)));
+    let healed = answer(&engine, 8);
+    assert_eq!((healed.token_ids, healed.logits_hash), (want.token_ids.clone(), want.logits_hash));
+    // And back again: this node lets go of two layers and reads none.
+    told.lock().unwrap().clear();
+    let _back = worker(&identity, &model.path, port);
+    wait_for(SOON, "the worker to be seen again", || engine.heal(&observer).unwrap()).unwrap();
+    assert!(told.lock().unwrap().iter().all(|(node, ..)| *node == 1), "{told:?}");
+    assert_eq!(engine.nodes().len(), 2);
+    assert_eq!(answer(&engine, 8).logits_hash, want.logits_hash);
 }
 
 #[test]

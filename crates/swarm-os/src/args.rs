@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use swarm_kernels::Quant;
 
 /// Shown under `--help`.
 const EXIT_CODES: &str = "\
@@ -181,6 +182,9 @@ pub struct WorkerArgs {
     /// Join the computer that shows this code before anything else
     #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true, conflicts_with = "local")]
     pub join: Option<String>,
+    /// Keep on the disk what a coordinator had quantized here, so that the next start only reads it
+    #[arg(long)]
+    pub keep_quantized: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     /// A running counter instead of a line per step
@@ -384,6 +388,9 @@ pub struct PullArgs {
     /// A worker of the swarm that may have it, asked before the Hub; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     pub peer: Vec<String>,
+    /// Quantize them as well, and keep that form for starts with the same --quant
+    #[arg(long, value_enum, ignore_case = true)]
+    pub quant: Option<QuantArg>,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
@@ -421,6 +428,12 @@ pub struct ModelArgs {
     /// How KV rows are stored
     #[arg(long, value_enum, default_value_t = Kv::F16)]
     pub kv: Kv,
+    /// Quantize float weights while they are loaded, on every node: layers and head [default: as they are stored]
+    #[arg(long, value_enum, ignore_case = true)]
+    pub quant: Option<QuantArg>,
+    /// Keep on this computer's disk what was quantized, so that the next start only reads it
+    #[arg(long, requires = "quant")]
+    pub keep_quantized: bool,
     /// Fetch more than 2 GB without asking
     #[arg(long)]
     pub yes: bool,
@@ -434,6 +447,8 @@ impl ModelArgs {
         let mut words = vec![format!("--model={}", self.model)];
         words.extend(self.context.map(|context| format!("--context={context}")));
         words.extend(self.yes.then(|| "--yes".to_owned()));
+        words.extend(self.quant.map(|quant| format!("--quant={}", quant.kernel().name())));
+        words.extend(self.keep_quantized.then(|| "--keep-quantized".to_owned()));
         words.push(format!("--kv={}", if matches!(self.kv, Kv::F16) { "f16" } else { "f32" }));
         let ComputeArgs { threads, cores, memory } = &self.compute;
         words.extend(threads.map(|threads| format!("--threads={threads}")));
@@ -450,6 +465,32 @@ impl ModelArgs {
 pub enum Kv {
     F16,
     F32,
+}
+
+/// What float weights become.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum QuantArg {
+    /// 8.5 bits a weight, nearly as good as 16
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4.5 bits a weight
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 4.5 bits a weight, better than q4_0 where rows are whole blocks of 256; else 5.5
+    #[value(name = "q4_k")]
+    Q4_K,
+}
+
+impl QuantArg {
+    /// As the kernels call it.
+    pub fn kernel(self) -> Quant {
+        match self {
+            Self::Q8_0 => Quant::Q8_0,
+            Self::Q4_0 => Quant::Q4_0,
+            Self::Q4_K => Quant::Q4_K,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod interrupt;
 mod live;
 mod pairing;
 mod present;
+mod quant;
 mod settings;
 mod start;
 

@@ -13,9 +13,12 @@ use swarm_node::{
 use swarm_ring::PlaceError;
 
 use crate::args::{
-    AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, RingArgs, SplitArg, absolute_model,
+    AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, QuantArg, RingArgs, SplitArg,
+    absolute_model,
 };
 use crate::failure::Failure;
+use crate::present::text;
+use crate::quant;
 
 /// Longest wait for a peer's name to be looked up.
 const LOOK_UP: Duration = Duration::from_secs(3);
@@ -47,6 +50,8 @@ pub struct LocalRing {
     /// Node `i` gets the cores `i * threads ..`, modulo their number.
     pub pinned: bool,
     pub model: PathBuf,
+    /// They keep what they quantize.
+    pub keep_quantized: bool,
 }
 
 /// Whom a command looks for, beyond the peers it was given.
@@ -121,8 +126,13 @@ impl Start {
                 within: WAIT_LOCAL,
                 ..WorkerSearch::default()
             };
-            local =
-                Some(LocalRing { workers: nodes - 1, threads, pinned: false, model: absolute_model(path) });
+            local = Some(LocalRing {
+                workers: nodes - 1,
+                threads,
+                pinned: false,
+                model: absolute_model(path),
+                keep_quantized: config.keep_quantized,
+            });
         } else if nodes.is_none() && split != Split::Never {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
@@ -159,6 +169,9 @@ pub fn model_config(model: &ModelArgs, path: &std::path::Path) -> Result<EngineC
         Kv::F16 => KvType::F16,
         Kv::F32 => KvType::F32,
     };
+    config.quant = model.quant.map(QuantArg::kernel);
+    config.keep_quantized = model.keep_quantized;
+    quant::check(path, config.quant)?.iter().for_each(|note| text::note(note));
     compute(&model.compute, &mut config)?;
     Ok(config)
 }

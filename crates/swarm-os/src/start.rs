@@ -70,6 +70,9 @@ fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
         let mut arguments = vec!["--name".to_owned(), node_name(index + 1, local.workers + 1)];
         arguments.extend(["--threads".to_owned(), local.threads.to_string()]);
         arguments.extend(["--model".to_owned(), local.model.to_string_lossy().into_owned()]);
+        if local.keep_quantized {
+            arguments.push("--keep-quantized".to_owned());
+        }
         if local.pinned {
             let cores: Vec<String> =
                 node_cores(index + 1, local.threads).iter().map(ToString::to_string).collect();

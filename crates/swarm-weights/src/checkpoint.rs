@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use swarm_kernels::DType;
+use swarm_kernels::{DType, Quant};
 
 use crate::config::ModelConfig;
 use crate::error::WeightsError;
@@ -51,11 +51,12 @@ pub struct Checkpoint {
     format: Format,
     config: ModelConfig,
     sources: Vec<Arc<dyn Source>>,
-    tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
     tokenizer: TokenizerFiles,
     eos_token_ids: Vec<u32>,
     fingerprint: OnceLock<[u8; 32]>,
     origin: Option<Origin>,
+    pub(crate) quant: Option<Quant>,
 }
 
 /// Which published model it is: two of one origin have the same bytes, whoever holds them.
@@ -148,6 +149,7 @@ impl Checkpoint {
             eos_token_ids,
             fingerprint: OnceLock::new(),
             origin: None,
+            quant: None,
         })
     }
 

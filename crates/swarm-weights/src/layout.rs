@@ -34,7 +34,10 @@ pub(crate) struct RawTensor {
 pub struct TensorInfo {
     /// Hugging Face spelling, whatever the file's own.
     pub name: String,
+    /// As stored.
     pub dtype: DType,
+    /// As a stage holds it: another one when it is quantized while it is loaded.
+    pub held: DType,
     pub rows: usize,
     pub cols: usize,
     /// As stored, and as [`crate::Checkpoint::read`] gives them.
@@ -148,6 +151,6 @@ impl Want {
             return Err(WeightsError::Shape { name, want, got: found.shape });
         }
         let RawTensor { source, offset, bytes, .. } = found;
-        Ok(TensorInfo { name, dtype, rows, cols, bytes, source, offset, interleaved: false })
+        Ok(TensorInfo { name, dtype, held: dtype, rows, cols, bytes, source, offset, interleaved: false })
     }
 }

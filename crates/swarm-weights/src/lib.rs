@@ -23,6 +23,8 @@ pub mod hub;
 mod layout;
 mod mmap;
 mod open;
+mod quant;
+pub mod quantized;
 pub mod safetensors;
 mod share;
 mod source;
@@ -37,6 +39,8 @@ pub use gguf::GgufVocab;
 pub use hub::ModelRef;
 pub use layout::{EMBED, HEAD, NORM, TensorInfo};
 pub use mmap::MmapSource;
+pub use quant::QuantGroup;
+pub use quantized::{QuantizedError, QuantizedStore};
 pub use share::{Found, Promise, Share, SharedFile};
 pub use source::{FileSource, Opener, Source, SourceError};
 pub use store::{

@@ -169,6 +169,21 @@ pub enum KvType {
     F32,
 }
 
+/// What float matrices become while they are loaded.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Quant {
+    /// Eight bits, 32 weights to a scale.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Four bits, 32 weights to a scale.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+    /// Four bits, 32 weights to a scale and a minimum.
+    #[serde(rename = "q4_k")]
+    Q4_K,
+}
+
 /// Where a stage finds the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextHop {
@@ -225,6 +240,10 @@ pub struct Prepare {
     /// This stage runs the final norm, the head and the sampler; its layers end at
     /// `layers_total`.
     pub tail: bool,
+    /// What float matrices become while they are loaded; absent: what they are. `numerics` says it, too, so that a build
+    /// without this field refuses the order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<Quant>,
     /// How KV rows are stored.
     pub kv_type: KvType,
     /// Positions one session may have.
@@ -239,7 +258,7 @@ pub struct Prepare {
     /// Compute threads; absent: the worker decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<u32>,
-    /// The numerics contract the ring runs under.
+    /// The numerics contract the ring runs under, with what the weights are quantized to.
     pub numerics: String,
     /// Other nodes that have weights of this stage; the coordinator is asked after them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

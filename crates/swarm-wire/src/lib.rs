@@ -38,7 +38,7 @@ pub use bulk::{Answer, Ask, BULK_BYTES_MAX, PIECE_BYTES_MAX, PIECE_HEAD_BYTES, P
 pub use closing::{CloseCode, Closing, Receipt};
 pub use control::{
     Control, ControlError, Hello, KvType, LayerRange, LoadSource, Loading, NextHop, Origin, Ping, Pong,
-    Prepare, Ready, Refused, Role, Stats,
+    Prepare, Quant, Ready, Refused, Role, Stats,
 };
 pub use control_check::{
     ADDRESSES_MAX, CONTROL_BYTES_MAX, CONTROL_KINDS, MODEL_CHARS_MAX, MODELS_MAX, NAME_CHARS_MAX,

@@ -10,7 +10,7 @@ use swarm_wire::{
     Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Held,
     Hello, KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
     MeasuredLink, ModelId, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare,
-    Ready, Refused, Role, Stats, SuppliedFile, Supply, UnitRoot, WeightSource,
+    Quant, Ready, Refused, Role, Stats, SuppliedFile, Supply, UnitRoot, WeightSource,
 };
 
 const LIMITS: Limits =
@@ -41,6 +41,7 @@ fn prepare() -> Prepare {
         layers: LayerRange { start: 10, end: 20 },
         layers_total: 30,
         tail: false,
+        quant: None,
         kv_type: KvType::F16,
         context: 2048,
         sessions_max: 4,
@@ -142,6 +143,8 @@ fn any_prepare() -> impl Strategy<Value = Prepare> {
                 layers: LayerRange { start, end },
                 layers_total,
                 tail,
+                quant: [None, Some(Quant::Q8_0), Some(Quant::Q4_0), Some(Quant::Q4_K)]
+                    [fingerprint[0] as usize % 4],
                 kv_type: if numbers.3 { KvType::F16 } else { KvType::F32 },
                 context: numbers.0,
                 sessions_max: numbers.1,

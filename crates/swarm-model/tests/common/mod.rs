@@ -14,7 +14,7 @@ use tempfile::TempDir;
 /// A toy model on disk. The folder goes when this goes.
 pub struct Opened {
     pub checkpoint: Checkpoint,
-    dir: TempDir,
+    pub dir: TempDir,
 }
 
 impl Opened {
@@ -72,6 +72,11 @@ impl Chain {
             })
             .collect();
         assert_eq!(start, checkpoint.config().num_hidden_layers);
+        Self::of(stages, kv_type)
+    }
+
+    /// Stages that are loaded.
+    pub fn of(stages: Vec<Stage>, kv_type: KvType) -> Self {
         let kv_pools = stages.iter().map(|stage| KvPool::new(stage.kv_layout(kv_type), 1 << 30)).collect();
         Self { stages, kv_pools }
     }

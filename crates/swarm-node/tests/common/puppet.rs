@@ -300,6 +300,7 @@ impl Caller {
             layers: [1, layers].into(),
             layers_total: layers,
             tail: true,
+            quant: None,
             kv_type: KvType::F16,
             context: 512,
             sessions_max: 4,

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Instant;
 
 use serde::Serialize;
+use swarm_kernels::Quant;
 use swarm_node::{Engine, Finish, Outcome, Prompt, Request, machine};
 
 use super::run;
@@ -21,7 +22,8 @@ use crate::start::{Running, node_cores, read_bandwidth};
 struct BenchReport {
     model: String,
     fingerprint: String,
-    numerics: &'static str,
+    quant: Option<&'static str>,
+    numerics: String,
     prompt_tokens: usize,
     gen_tokens: usize,
     sessions: usize,
@@ -259,7 +261,8 @@ fn report(
     BenchReport {
         model: engine.model_name().to_owned(),
         fingerprint: text::hex(&engine.fingerprint()),
-        numerics: swarm_kernels::NUMERICS,
+        quant: engine.quant().map(Quant::name),
+        numerics: swarm_kernels::numerics(engine.quant()),
         prompt_tokens: args.prompt_tokens,
         gen_tokens: args.gen_tokens,
         sessions: args.sessions,

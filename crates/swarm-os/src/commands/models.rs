@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 use swarm_weights::store::StoreEntry;
-use swarm_weights::{Checkpoint, Store, cache};
+use swarm_weights::{Checkpoint, Store, cache, quantized};
 
 use crate::args::ModelsArgs;
 use crate::failure::Failure;
@@ -19,6 +19,7 @@ pub fn models(args: &ModelsArgs) -> Result<(), Failure> {
     }
     whole()?;
     in_part(&fetched)?;
+    forms()?;
     presets()
 }
 
@@ -44,8 +45,26 @@ fn object(fetched: &[(Vec<Checkpoint>, StoreEntry)]) -> Value {
             json!({"name": name, "repository": repo, "path": path, "default": *name == cache::DEFAULT_MODEL})
         })
         .collect();
-    json!({"models": models, "fetched": fetched, "presets": presets, "models_folder": cache::models_folder(),
+    let forms = quantized::entries(Store::of_user().root()).into_iter().map(|form| {
+        json!({"name": form.model, "quant": form.quant, "path": form.path, "bytes": form.bytes,
+            "last_used_s": seconds(form.last_used)})
+    });
+    let forms: Vec<_> = forms.collect();
+    json!({"models": models, "fetched": fetched, "quantized": forms, "presets": presets, "models_folder": cache::models_folder(),
         "cache_folder": Store::of_user().root()})
+}
+
+/// Models in a quantized form.
+fn forms() -> Result<(), Failure> {
+    let forms = quantized::entries(Store::of_user().root());
+    if forms.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![["quantized", "to", "bytes"].map(String::from).to_vec()];
+    for form in forms {
+        rows.push(vec![text::line(&form.model), text::line(&form.quant), text::bytes(form.bytes)]);
+    }
+    Ok(text::say(&format!("\n{}", text::table(&rows, &[2])))?)
 }
 
 /// One model of a repository and how much of it is here.

@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
-use swarm_kernels::KernelPath;
+use swarm_kernels::{KernelPath, Quant};
 use swarm_node::{EngineEvent, EngineObserver, TextScore, score_text};
 
 use crate::args::{ModelArgs, PerplexityArgs};
@@ -29,7 +29,7 @@ struct Report {
     fingerprint: String,
     numerics: String,
     kernels: String,
-    /// `stored`, or `f32` when all were widened first.
+    /// `stored`, or what they were quantized to; `f32` when all were widened then.
     weights: String,
     context: usize,
     tokens: usize,
@@ -120,9 +120,9 @@ impl Report {
         Self {
             model: score.model_name.clone(),
             fingerprint: text::hex(&score.fingerprint),
-            numerics: swarm_kernels::NUMERICS.to_owned(),
+            numerics: swarm_kernels::numerics(score.quant),
             kernels: KernelPath::current().name().to_owned(),
-            weights: if dequantized { "f32" } else { "stored" }.to_owned(),
+            weights: if dequantized { "f32" } else { score.quant.map_or("stored", Quant::name) }.to_owned(),
             context: score.context,
             tokens: score.tokens,
             log_probability_sum: score.log_probability,

@@ -1,6 +1,7 @@
 //! `swarm-os plan`: which layers would go where, how fast that would be, and why (not) to split.
 
 use serde::Serialize;
+use swarm_kernels::Quant;
 use swarm_node::{Objective, Plan, Split, ToFetch};
 use swarm_ring::Placement;
 
@@ -9,6 +10,7 @@ use crate::failure::Failure;
 use crate::present::progress::Progress;
 use crate::present::report::json;
 use crate::present::text;
+use crate::quant;
 use crate::settings::{Search, Start};
 
 /// What `plan --json` prints: the placement and what it is compared with.
@@ -18,6 +20,7 @@ struct PlanReport<'a> {
     plan: &'a swarm_ring::Plan,
     model: &'a str,
     context: usize,
+    quant: Option<&'static str>,
     /// The lap with all layers here; null when they do not fit.
     alone_lap_ms: Option<f64>,
     /// Bytes that each stage would fetch before it starts, at most, in ring order.
@@ -35,8 +38,10 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     if args.json {
         let (model, context) = (plan.model.name(), plan.context);
         let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
+        let quant = plan.model.quant().map(Quant::name);
         let to_fetch_bytes = plan.to_fetch.iter().map(|stage| stage.bytes).collect();
-        return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms, to_fetch_bytes })?);
+        let plan = &plan.plan;
+        return Ok(json(&PlanReport { plan, model, context, quant, alone_lap_ms, to_fetch_bytes })?);
     }
     text::say(&words(&plan))?;
     Ok(())
@@ -55,7 +60,7 @@ fn words(plan: &Plan) -> String {
         Objective::Fit => "few nodes",
     };
     let mut parts = vec![
-        format!("{}, context {context}, for {aim}", text::line(model.name())),
+        format!("{}{}, context {context}, for {aim}", text::line(model.name()), quant::suffix(model.quant())),
         stages(&plan.placement),
         totals(&plan.placement),
     ];

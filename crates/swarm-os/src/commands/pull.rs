@@ -1,24 +1,28 @@
 //! `swarm-os pull`: fetches a model, or some of its layers.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::json;
+use swarm_kernels::Quant;
 use swarm_node::NodeError;
 use swarm_weights::{Attached, Checkpoint, FetchControl, FetchSource, StoreError, cache};
 
-use crate::args::PullArgs;
+use crate::args::{PullArgs, QuantArg};
 use crate::failure::{Code, Failure};
 use crate::interrupt::{self, Repeat};
 use crate::present::progress::bytes_bar;
 use crate::present::{report, text};
-use crate::settings;
+use crate::{quant, settings};
 
 pub fn pull(args: &PullArgs) -> Result<(), Failure> {
     let path = cache::resolve(&args.model).map_err(NodeError::from)?;
-    let model = Checkpoint::open(&path).map_err(NodeError::from)?;
+    let quant = args.quant.map(QuantArg::kernel);
+    quant::check(&path, quant)?.iter().for_each(|note| text::note(note));
+    let model = Checkpoint::open(&path).map_err(NodeError::from)?.quantized(quant);
     let layers = layers(args.layers.as_deref(), model.config().num_hidden_layers)?;
     let _asked = ask(args, &model)?;
     let started = Instant::now();
@@ -46,11 +50,13 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
         }
     }
     let bytes_fetched = from_hub + from_peers;
+    let kept = keep(&model, &layers, &abort)?;
     let stage_bytes = model.stage_bytes(layers.clone());
     if args.json {
         return Ok(report::json(&json!({
             "model": model.name(), "path": path, "commit": model.origin().map(|origin| &origin.commit),
             "layers": [layers.start, layers.end], "bytes": stage_bytes, "bytes_fetched": bytes_fetched, "bytes_from_peers": from_peers,
+            "quant": quant.map(Quant::name), "quantized": kept,
             "ms": started.elapsed().as_secs_f64() * 1e3,
         }))?);
     }
@@ -64,6 +70,13 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
         text::bytes(bytes_fetched),
         text::line(&path.display().to_string()),
     ))?;
+    if let Some(kept) = kept {
+        text::say(&format!(
+            "quantized they are in {}; start with --quant {}",
+            text::line(&kept.display().to_string()),
+            quant.map(Quant::name).unwrap_or_default()
+        ))?;
+    }
     Ok(())
 }
 
@@ -83,6 +96,28 @@ fn ask(args: &PullArgs, model: &Checkpoint) -> Result<Vec<Attached>, Failure> {
         }
     }
     Ok(asked)
+}
+
+/// Quantizes the layers into the cache, where that is asked for. Gives the folder.
+fn keep(
+    model: &Checkpoint,
+    layers: &Range<usize>,
+    abort: &Arc<AtomicBool>,
+) -> Result<Option<PathBuf>, Failure> {
+    if model.quant().is_none() {
+        return Ok(None);
+    }
+    let label = format!("{} layers {}..{}, quantizing", text::line(model.name()), layers.start, layers.end);
+    let bar = bytes_bar(model.stage_bytes(layers.clone()), label);
+    let kept = swarm_node::keep_quantized(model, layers.clone(), abort, &mut |bytes_done, bytes_total| {
+        bar.set_length(bytes_total);
+        bar.set_position(bytes_done);
+    });
+    bar.finish_and_clear();
+    match kept? {
+        Some(folder) => Ok(Some(folder)),
+        None => Err(Failure::silent(Code::Interrupted)),
+    }
 }
 
 /// `0..11`, within the model; all layers when nothing is said.

@@ -1,6 +1,7 @@
 //! `swarm-os verify`: the same prompt alone and over the ring, and a receipt.
 
 use serde::Serialize;
+use swarm_kernels::Quant;
 use swarm_node::{Engine, Outcome, Prompt, Request, Split};
 use swarm_ring::Placement;
 
@@ -30,7 +31,8 @@ pub struct Receipt {
     pub logits_hash_ring: Option<String>,
     pub nodes: Vec<String>,
     pub placement: Placement,
-    pub numerics: &'static str,
+    pub quant: Option<&'static str>,
+    pub numerics: String,
 }
 
 pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
@@ -97,7 +99,8 @@ impl Receipt {
             logits_hash_ring: logits(ring),
             nodes: engine.nodes().into_iter().map(|node| node.name).collect(),
             placement: engine.placement(),
-            numerics: swarm_kernels::NUMERICS,
+            quant: engine.quant().map(Quant::name),
+            numerics: swarm_kernels::numerics(engine.quant()),
         }
     }
 
@@ -108,7 +111,7 @@ impl Receipt {
         let rows = [
             ("model", text::line(&self.model)),
             ("fingerprint", self.fingerprint.clone()),
-            ("numerics", cell(self.numerics)),
+            ("numerics", self.numerics.clone()),
             ("tokens", format!("{} after a prompt of {}", self.tokens, self.prompt_tokens)),
             ("token hash, one node", self.token_hash_single.clone()),
             ("token hash, ring", self.token_hash_ring.clone()),

@@ -127,6 +127,7 @@ fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
         memory_bytes: settings::memory(&args.compute)?,
         read_gb_s: None,
         profile_dir: Some(settings::state_folder()?),
+        keep_quantized: args.keep_quantized,
     };
     if !args.local {
         config.read_gb_s = Some(read_bandwidth(config.threads, config.cores.clone())?);

@@ -1,6 +1,7 @@
 //! The JSON contract. Field names are fixed; what could not be measured is null.
 
 use serde::Serialize;
+use swarm_kernels::Quant;
 use swarm_node::{Engine, NodeReport, Outcome};
 use swarm_ring::Telemetry;
 
@@ -31,7 +32,9 @@ pub struct RunReport {
     pub prompt_bytes: Option<u64>,
     pub token_hash: String,
     pub logits_hash: Option<String>,
-    pub numerics: &'static str,
+    /// What float weights were quantized to; null when they are as stored.
+    pub quant: Option<&'static str>,
+    pub numerics: String,
 }
 
 /// A typical token, in milliseconds: means over the middle half of the decode laps, by length. The parts come from the
@@ -112,7 +115,8 @@ impl RunReport {
             waterfall: waterfall(&engine.nodes(), outcome),
             token_hash: hex(&outcome.token_hash()),
             logits_hash: outcome.logits_hash.map(|hash| hex(&hash)),
-            numerics: swarm_kernels::NUMERICS,
+            quant: engine.quant().map(Quant::name),
+            numerics: swarm_kernels::numerics(engine.quant()),
         }
     }
 }

@@ -14,6 +14,7 @@ mod lossy;
 mod pairing;
 mod perplexity;
 mod plan;
+mod quant;
 mod real_model;
 mod ring;
 mod room;
