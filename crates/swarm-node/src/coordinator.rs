@@ -38,6 +38,11 @@ pub(crate) enum Command {
         reply: Sender<Result<SessionId, OpenError>>,
     },
     Cancel(SessionId),
+    /// The logits of a whole prompt, in parts. Only where this node is alone.
+    Logits {
+        ids: Vec<u32>,
+        reply: Sender<Result<Vec<f32>, String>>,
+    },
     Stop,
 }
 
@@ -231,6 +236,13 @@ impl Coordinator {
             Command::Open { request, trace, events, reply } => self.admit(*request, trace, events, &reply),
             Command::Cancel(session) => {
                 self.scheduler.cancel(session);
+            }
+            Command::Logits { ids, reply } => {
+                let given = self.runner.logits(&ids, &mut |rows| reply.send(Ok(rows)).is_ok());
+                if let Err(error) = given {
+                    // Whoever asked may have gone again.
+                    let _ = reply.send(Err(error.to_string()));
+                }
             }
             Command::Stop => return Flow::Stop,
         }

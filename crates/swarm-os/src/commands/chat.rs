@@ -179,7 +179,7 @@ impl Console<'_> {
         }
         self.messages.push(Message::user(question));
         let request = Request { prompt: Prompt::Chat(self.messages.clone()), ..self.template.clone() };
-        let out = AnswerOut::new();
+        let out = AnswerOut::stdout();
         let answered = run::answer(self.engine, request, Repeat::Same, |piece| Ok(out.piece(piece)?));
         let outcome = match answered {
             Ok(outcome) => outcome,

@@ -13,7 +13,7 @@ use crate::settings::{Search, Start};
 
 /// What `plan --json` prints: the placement and what it is compared with.
 #[derive(Serialize)]
-struct PlanReport<'a> {
+pub struct PlanReport<'a> {
     #[serde(flatten)]
     plan: &'a swarm_ring::Plan,
     model: &'a str,
@@ -22,6 +22,19 @@ struct PlanReport<'a> {
     alone_lap_ms: Option<f64>,
     /// Bytes that each stage would fetch before it starts, at most, in ring order.
     to_fetch_bytes: &'a [u64],
+}
+
+impl<'a> PlanReport<'a> {
+    /// `to_fetch_bytes` as [`Plan::to_fetch`].
+    pub fn new(
+        plan: &'a swarm_ring::Plan,
+        model: &'a str,
+        context: usize,
+        to_fetch_bytes: &'a [u64],
+    ) -> Self {
+        let alone_lap_ms = alone(plan).map(|alone| alone.lap_ms);
+        Self { plan, model, context, alone_lap_ms, to_fetch_bytes }
+    }
 }
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
@@ -33,10 +46,7 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let progress = Progress::new(start.local.is_none());
     let plan = start.plan(&progress)?;
     if args.json {
-        let (model, context) = (plan.model.name(), plan.context);
-        let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
-        let to_fetch_bytes = &plan.to_fetch;
-        return Ok(json(&PlanReport { plan: &plan.plan, model, context, alone_lap_ms, to_fetch_bytes })?);
+        return Ok(json(&PlanReport::new(&plan.plan, plan.model.name(), plan.context, &plan.to_fetch))?);
     }
     text::say(&words(&plan))?;
     Ok(())

@@ -31,7 +31,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let outcome = if args.json {
         answer(&running.engine, request, Repeat::End, |_| Ok(()))?
     } else {
-        let out = AnswerOut::new();
+        let out = AnswerOut::stdout();
         let outcome = answer(&running.engine, request, Repeat::End, |piece| Ok(out.piece(piece)?))?;
         out.piece("\n")?;
         outcome
