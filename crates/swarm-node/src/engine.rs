@@ -282,9 +282,9 @@ impl Engine {
         let (events, news) = unbounded();
         let (reply, answer) = bounded(1);
         let stopped = || NodeError::Stopped(info.fault().unwrap_or_else(|| "it was shut down".into()));
-        let trace = request.trace;
+        let (trace, keep) = (request.trace, request.keep);
         commands
-            .send(Command::Open { request: Box::new(session), trace, events, reply })
+            .send(Command::Open { request: Box::new(session), trace, keep, events, reply })
             .map_err(|_| stopped())?;
         let session = match answer.recv_timeout(ADMISSION).map_err(|_| stopped())? {
             Ok(session) => session,

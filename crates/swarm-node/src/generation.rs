@@ -60,6 +60,9 @@ pub struct Request {
     pub ignore_end: bool,
     /// Keep the times of every lap, for a trace.
     pub trace: bool,
+    /// Leave the rows of this answer where they are, so that a next request that begins with the same tokens computes
+    /// only the rest: for conversations. They stay until another answer begins that does not go on from them.
+    pub keep: bool,
 }
 
 impl Request {
@@ -73,6 +76,7 @@ impl Request {
             logits_hash: false,
             ignore_end: false,
             trace: false,
+            keep: false,
         }
     }
 
@@ -136,9 +140,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Prompt tokens per second of prefill.
+    /// Prompt tokens per second of prefill, without those whose rows were there.
     pub fn prefill_tok_per_s(&self) -> Option<f64> {
-        rate(self.prompt_tokens, self.prefill_us?)
+        rate(self.prompt_tokens.saturating_sub(self.telemetry.prompt_kept), self.prefill_us?)
     }
 
     /// Tokens per second after the first.

@@ -92,7 +92,7 @@ impl StageRunner {
         self.kv.bytes_lent()
     }
 
-    /// Starts a session. `prompt` is all token ids known so far.
+    /// Starts a session, or goes on with one that is here from the rows it has. `prompt` is all token ids known so far.
     pub fn open(
         &mut self,
         session: SessionId,
@@ -100,13 +100,22 @@ impl StageRunner {
         prompt: impl Iterator<Item = u32>,
         logits_hash: bool,
     ) -> Result<(), Failure> {
-        self.book.open(session).map_err(|refusal| refused(session, &refusal))?;
+        let again = self.book.is_open(session);
+        if !again {
+            self.book.open(session).map_err(|refusal| refused(session, &refusal))?;
+        }
         let tail = self.stage.is_tail().then(|| TailSession {
             sampling: sampling_of(sampling),
             history: prompt.collect(),
             logits_hash,
         });
-        self.sessions.insert(session, Session { kv: self.kv.open(), tail });
+        let before = self.sessions.remove(&session).filter(|_| again);
+        let kv = before.map_or_else(|| self.kv.open(), |before| before.kv);
+        self.sessions.insert(session, Session { kv, tail });
+        if again {
+            // An answer has ended here, too.
+            self.meter.iter_mut().for_each(Meter::keep);
+        }
         Ok(())
     }
 

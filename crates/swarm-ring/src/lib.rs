@@ -11,6 +11,7 @@
 mod clock;
 mod gate;
 mod heartbeat;
+mod kept;
 mod partition;
 mod percentiles;
 mod place;

@@ -27,7 +27,7 @@ Ctrl-C stops an answer; everything else is sent to the model.";
 const HISTORY_LINES: usize = 1000;
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let template = settings::request(&args.answer, Prompt::Chat(Vec::new()))?;
+    let template = Request { keep: true, ..settings::request(&args.answer, Prompt::Chat(Vec::new()))? };
     let start = Start::new(&args.model, &args.ring, Search::of(&args.look, args.role.is_some()))?;
     let history = settings::state_folder()?.join("history.txt");
     let looked = start.config.search.at_most > 0;
