@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::steps::{Steps, cargo, succeeds};
-use crate::{fetch, tidy};
+use crate::{fetch, python, tidy};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 const TEST_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -58,11 +58,12 @@ fn checks(root: &Path, deny: bool, steps: &mut Steps, notes: &mut Vec<String>) -
     };
     run("doc tests", &["test", "--workspace", "--doc", "--quiet"])?;
     if succeeds(cargo(root).args(["nextest", "--version"])) {
-        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])
+        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])?;
     } else {
         eprintln!("cargo nextest is not installed; cargo test runs the tests, without a limit for each one");
-        run("tests (cargo test)", &["test", "--workspace", "--lib", "--bins", "--tests"])
+        run("tests (cargo test)", &["test", "--workspace", "--lib", "--bins", "--tests"])?;
     }
+    python::test(root, steps, notes)
 }
 
 /// `swarm-os` beside the running xtask: both are built in the dev profile.
