@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -289,6 +290,24 @@ def test_what_happens_meanwhile_is_told(toy, worker):
     assert {"searching", "found", "placed", "loading"} <= kinds
     loaded = [event for event in events if event["event"] == "loading" and event["node"] == 0]
     assert loaded[-1]["bytes_done"] == loaded[-1]["bytes_total"] > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_bar_is_shown_on_a_terminal(toy):
+    pytest.importorskip("tqdm")
+    program = f"import swarm_os; swarm_os.SwarmMaster({toy!r}, discover=False).connect()"
+    terminal, its_end = os.openpty()
+    asked = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL, stderr=its_end)
+    os.close(its_end)
+    shown = b""
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:
+        # How the end of a terminal looks on Linux.
+        pass
+    os.close(terminal)
+    assert asked.wait(60) == 0 and b"layers 0..4" in shown, shown
 
 
 def test_nodes_on_this_computer(toy):

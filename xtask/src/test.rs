@@ -15,9 +15,18 @@ const TEST_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Everything a merge has to pass; `deny` adds the licence check. The last line is a summary.
 pub fn test(root: &Path, deny: bool) -> Result<ExitCode> {
+    summarised(|steps, notes| checks(root, deny, steps, notes))
+}
+
+/// The tests of the Python package alone.
+pub fn test_python(root: &Path) -> Result<ExitCode> {
+    summarised(|steps, notes| python::test(root, steps, notes))
+}
+
+fn summarised(run: impl FnOnce(&mut Steps, &mut Vec<String>) -> Result<()>) -> Result<ExitCode> {
     let mut steps = Steps::default();
     let mut notes = Vec::new();
-    match checks(root, deny, &mut steps, &mut notes) {
+    match run(&mut steps, &mut notes) {
         Ok(()) => {
             println!("xtask: all passed: {}", steps.summary());
             notes.iter().for_each(|note| println!("xtask: {note}"));
