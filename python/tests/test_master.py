@@ -295,8 +295,14 @@ def test_what_happens_meanwhile_is_told(toy, worker):
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
 def test_a_bar_is_shown_on_a_terminal(toy):
     pytest.importorskip("tqdm")
+    import fcntl
+    import struct
+    import termios
+
     program = f"import swarm_os; swarm_os.SwarmMaster({toy!r}, discover=False).connect()"
     terminal, its_end = os.openpty()
+    # A terminal without a width shows nothing.
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     asked = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.DEVNULL, stderr=its_end)
     os.close(its_end)
     shown = b""
