@@ -8,14 +8,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from . import _native
 from ._master import Prompt, SwarmMaster
 from ._native import Generation
 
 __all__ = ["AsyncGeneration", "AsyncSwarmMaster"]
-
-#: Between two looks whether something has been started, in seconds.
-_LOOK = 0.02
 
 
 class AsyncSwarmMaster:
