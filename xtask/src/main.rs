@@ -7,6 +7,7 @@ mod demo;
 mod fetch;
 mod fuzz;
 mod netlab;
+mod python;
 mod steps;
 mod test;
 mod tidy;
@@ -23,6 +24,8 @@ cargo xtask demo [--nodes N]   answer a prompt over N nodes of this computer (3 
 cargo xtask test               fetch, tidy, fmt, clippy, then every test; what CI runs
 cargo xtask check              the same, and cargo deny
 cargo xtask check-arm          the kernels' tests on emulated AArch64 CPUs (needs a cross toolchain and qemu-user)
+cargo xtask wheel              the Python package as a wheel, in target/python/release; says where
+cargo xtask test-python        the tests of the Python package alone
 cargo xtask tidy               import law, unsafe law, file and function lengths
 cargo xtask netlab ...         time per token against the delay of the links, in network namespaces; needs root
 cargo xtask fuzz [TARGET] [--minutes N]   long runs of the fuzz targets; --help lists them
@@ -46,6 +49,8 @@ fn run(args: &[&str]) -> Result<ExitCode> {
         ["netlab", rest @ ..] => netlab::netlab(&root(), rest).map(|()| ExitCode::SUCCESS),
         ["fuzz", rest @ ..] => fuzz::fuzz(&root(), rest),
         ["bench-peer", rest @ ..] => bench_peer::bench_peer(&root(), rest).map(|()| ExitCode::SUCCESS),
+        ["wheel"] => python::wheel(&root()).map(|()| ExitCode::SUCCESS),
+        ["test-python"] => test::test_python(&root()),
         ["tidy"] => tidy::tidy(&root()).map(|()| ExitCode::SUCCESS),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");

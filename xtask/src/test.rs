@@ -8,16 +8,25 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::steps::{Steps, cargo, succeeds};
-use crate::{fetch, tidy};
+use crate::{fetch, python, tidy};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(30 * 60);
 const TEST_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// Everything a merge has to pass; `deny` adds the licence check. The last line is a summary.
 pub fn test(root: &Path, deny: bool) -> Result<ExitCode> {
+    summarised(|steps, notes| checks(root, deny, steps, notes))
+}
+
+/// The tests of the Python package alone.
+pub fn test_python(root: &Path) -> Result<ExitCode> {
+    summarised(|steps, notes| python::test(root, steps, notes))
+}
+
+fn summarised(run: impl FnOnce(&mut Steps, &mut Vec<String>) -> Result<()>) -> Result<ExitCode> {
     let mut steps = Steps::default();
     let mut notes = Vec::new();
-    match checks(root, deny, &mut steps, &mut notes) {
+    match run(&mut steps, &mut notes) {
         Ok(()) => {
             println!("xtask: all passed: {}", steps.summary());
             notes.iter().for_each(|note| println!("xtask: {note}"));
@@ -58,11 +67,12 @@ fn checks(root: &Path, deny: bool, steps: &mut Steps, notes: &mut Vec<String>) -
     };
     run("doc tests", &["test", "--workspace", "--doc", "--quiet"])?;
     if succeeds(cargo(root).args(["nextest", "--version"])) {
-        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])
+        run("tests (cargo nextest)", &["nextest", "run", "--workspace"])?;
     } else {
         eprintln!("cargo nextest is not installed; cargo test runs the tests, without a limit for each one");
-        run("tests (cargo test)", &["test", "--workspace", "--lib", "--bins", "--tests"])
+        run("tests (cargo test)", &["test", "--workspace", "--lib", "--bins", "--tests"])?;
     }
+    python::test(root, steps, notes)
 }
 
 /// `swarm-os` beside the running xtask: both are built in the dev profile.

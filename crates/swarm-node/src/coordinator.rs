@@ -14,8 +14,8 @@ use swarm_ring::{
     Action, Arrival, Event, LapTimes, OpenError, Scheduler, SessionError, SessionRequest, StepPlan, Telemetry,
 };
 use swarm_wire::{
-    Blame, CloseCode, Control, Frame, FrameHead, FrameView, Hidden, Limits, SessionId, StageTime, TokenOut,
-    TokensView, patch_sent_us,
+    Blame, CloseCode, Control, Frame, FrameHead, FrameView, Hidden, Limits, Position, SessionId, StageTime,
+    TokenOut, TokensView, patch_sent_us,
 };
 
 use crate::clock::now_us;
@@ -35,10 +35,17 @@ pub(crate) enum Command {
         request: Box<SessionRequest>,
         /// Keep the times of its laps.
         trace: bool,
+        /// Leave its rows for the next request that begins with the same tokens.
+        keep: bool,
         events: Sender<SessionNews>,
         reply: Sender<Result<SessionId, OpenError>>,
     },
     Cancel(SessionId),
+    /// The logits of a whole prompt, in parts. Only where this node is alone.
+    Logits {
+        ids: Vec<u32>,
+        reply: Sender<Result<Vec<f32>, String>>,
+    },
     Stop,
 }
 
@@ -62,6 +69,8 @@ pub(crate) enum SessionNews {
 pub struct SessionTelemetry {
     /// When the first prompt chunk was decided on, in this node's microseconds.
     pub started_us: u64,
+    /// Tokens of the prompt whose rows were there already.
+    pub prompt_kept: usize,
     /// Laps with prompt rows.
     pub prefill: Telemetry,
     /// Laps of one token.
@@ -201,6 +210,7 @@ impl Coordinator {
                 None => return Ok(Flow::On),
                 Some(Action::Open(session)) => self.open(session)?,
                 Some(Action::Close(session)) => self.close(session)?,
+                Some(Action::Truncate(session, position)) => self.truncate(session, position)?,
                 Some(Action::Step(head)) => self.step(head)?,
                 Some(_) => {}
             }
@@ -229,9 +239,21 @@ impl Coordinator {
 
     fn command(&mut self, command: Command) -> Flow {
         match command {
-            Command::Open { request, trace, events, reply } => self.admit(*request, trace, events, &reply),
+            Command::Open { request, trace, keep, events, reply } => {
+                let opened = self.scheduler.open(*request);
+                self.admit(&opened, trace, keep, events);
+                // A caller that has gone again cancels by dropping its end.
+                let _ = reply.send(opened);
+            }
             Command::Cancel(session) => {
                 self.scheduler.cancel(session);
+            }
+            Command::Logits { ids, reply } => {
+                let given = self.runner.logits(&ids, &mut |rows| reply.send(Ok(rows)).is_ok());
+                if let Err(error) = given {
+                    // Whoever asked may have gone again.
+                    let _ = reply.send(Err(error.to_string()));
+                }
             }
             Command::Stop => return Flow::Stop,
         }
@@ -284,18 +306,18 @@ impl Coordinator {
 
     fn admit(
         &mut self,
-        request: SessionRequest,
+        opened: &Result<SessionId, OpenError>,
         trace: bool,
+        keep: bool,
         events: Sender<SessionNews>,
-        reply: &Sender<Result<SessionId, OpenError>>,
     ) {
-        let opened = self.scheduler.open(request);
-        if let Ok(session) = &opened {
-            let telemetry = SessionTelemetry { hops_measured: true, ..SessionTelemetry::default() };
-            self.owners.insert(*session, Owner { events, telemetry, trace });
+        let Ok(session) = *opened else { return };
+        if keep {
+            self.scheduler.keep(session);
         }
-        // A caller that has gone again cancels by dropping its end.
-        let _ = reply.send(opened);
+        let prompt_kept = self.scheduler.rows(session);
+        let telemetry = SessionTelemetry { hops_measured: true, prompt_kept, ..SessionTelemetry::default() };
+        self.owners.insert(session, Owner { events, telemetry, trace });
     }
 
     fn open(&mut self, session: SessionId) -> Result<(), NodeError> {
@@ -305,6 +327,15 @@ impl Coordinator {
         if let Err(failure) = self.runner.open(session, &open.sampling, prompt, open.logits_hash) {
             self.session_failed(&failure);
         }
+        self.send_out().map(drop)
+    }
+
+    fn truncate(&mut self, session: SessionId, position: Position) -> Result<(), NodeError> {
+        if let Err(failure) = self.runner.truncate(session, position.index()) {
+            self.session_failed(&failure);
+        }
+        let frame = Frame::Truncate { epoch: self.scheduler.epoch(), session, position };
+        frame.encode(&self.limits, &mut self.out).map_err(|e| ours(&e))?;
         self.send_out().map(drop)
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crossbeam_channel::{bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, unbounded};
 use swarm_kernels::{KvType, Quant};
 use swarm_link::Identity;
 use swarm_ring::{Objective, Placement, Split};
@@ -157,6 +157,29 @@ pub struct Engine {
     info: Arc<RwLock<Arc<Info>>>,
 }
 
+/// The logits of a prompt, as they are computed.
+pub struct LogitsParts {
+    /// Rows in all.
+    pub positions: usize,
+    /// Columns.
+    pub vocab: usize,
+    parts: Receiver<Result<Vec<f32>, String>>,
+}
+
+impl LogitsParts {
+    /// Waits for the next rows, `within` at most: `[rows, vocab]`; empty when there are none yet.
+    ///
+    /// # Errors
+    /// The model could not go on, or the engine was stopped.
+    pub fn wait(&self, within: std::time::Duration) -> Result<Vec<f32>, NodeError> {
+        match self.parts.recv_timeout(within) {
+            Ok(rows) => rows.map_err(NodeError::Stopped),
+            Err(RecvTimeoutError::Timeout) => Ok(Vec::new()),
+            Err(RecvTimeoutError::Disconnected) => Err(NodeError::Stopped("it was shut down".into())),
+        }
+    }
+}
+
 /// What never changes, whoever holds which layers.
 pub(crate) struct Model {
     pub config: EngineConfig,
@@ -269,9 +292,9 @@ impl Engine {
         let (events, news) = unbounded();
         let (reply, answer) = bounded(1);
         let stopped = || NodeError::Stopped(info.fault().unwrap_or_else(|| "it was shut down".into()));
-        let trace = request.trace;
+        let (trace, keep) = (request.trace, request.keep);
         commands
-            .send(Command::Open { request: Box::new(session), trace, events, reply })
+            .send(Command::Open { request: Box::new(session), trace, keep, events, reply })
             .map_err(|_| stopped())?;
         let session = match answer.recv_timeout(ADMISSION).map_err(|_| stopped())? {
             Ok(session) => session,
@@ -279,6 +302,42 @@ impl Engine {
             Err(error) => return Err(NodeError::Request(error.to_string())),
         };
         Ok(Generation::new(Answering { session, commands, news, info, busy }, request, ids.len(), asked_us))
+    }
+
+    /// The logits after every position of a prompt, in parts, as `[rows, vocab]` of f32 in order of position; together
+    /// `[tokens, vocab]`. Only of an engine whose layers are all here. Costs one prefill and a pass over the head per
+    /// position; other answers wait meanwhile. Dropping the parts ends it.
+    ///
+    /// # Errors
+    /// A prompt that is empty or does not fit the context, or layers that are elsewhere. A part is an error where
+    /// there is no memory for the KV rows.
+    pub fn logits(&self, prompt: &Prompt) -> Result<LogitsParts, NodeError> {
+        let ids = self.ids(prompt)?;
+        let refuse = |text: String| Err(NodeError::Request(text));
+        if ids.is_empty() {
+            return refuse("the prompt is empty; give at least one token".into());
+        }
+        if ids.len() > self.model.context {
+            let (tokens, context) = (ids.len(), self.model.context);
+            return refuse(format!(
+                "a prompt of {tokens} tokens does not fit a context of {context}; shorten it"
+            ));
+        }
+        let vocab = self.model.checkpoint.config().vocab_size;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            return refuse(format!("token id {id} is not below the vocabulary size of {vocab}"));
+        }
+        if self.now().nodes.len() > 1 {
+            return refuse(
+                "the layers are spread over several nodes, and logits stay with the last one".into(),
+            );
+        }
+        let (positions, (reply, parts)) = (ids.len(), bounded(1));
+        let commands = lock(&self.live).commands.clone();
+        commands
+            .send(Command::Logits { ids, reply })
+            .map_err(|_| NodeError::Stopped("it was shut down".into()))?;
+        Ok(LogitsParts { positions, vocab, parts })
     }
 
     fn now(&self) -> Arc<Info> {

@@ -1,6 +1,7 @@
 //! One request and its answer.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use swarm_ring::{FinishReason, Percentiles, SessionRequest};
@@ -59,6 +60,9 @@ pub struct Request {
     pub ignore_end: bool,
     /// Keep the times of every lap, for a trace.
     pub trace: bool,
+    /// Leave the rows of this answer where they are, so that a next request that begins with the same tokens computes
+    /// only the rest: for conversations. They stay until another answer begins that does not go on from them.
+    pub keep: bool,
 }
 
 impl Request {
@@ -72,6 +76,7 @@ impl Request {
             logits_hash: false,
             ignore_end: false,
             trace: false,
+            keep: false,
         }
     }
 
@@ -135,9 +140,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Prompt tokens per second of prefill.
+    /// Prompt tokens per second of prefill, without those whose rows were there.
     pub fn prefill_tok_per_s(&self) -> Option<f64> {
-        rate(self.prompt_tokens, self.prefill_us?)
+        rate(self.prompt_tokens.saturating_sub(self.telemetry.prompt_kept), self.prefill_us?)
     }
 
     /// Tokens per second after the first.
@@ -166,6 +171,8 @@ pub struct Generation {
     busy: Option<Arc<()>>,
     detokenizer: Option<Detokenizer>,
     stop: Option<StopStrings>,
+    /// When there was news last.
+    heard: Instant,
     asked_us: u64,
     first_us: Option<u64>,
     last_us: u64,
@@ -182,6 +189,16 @@ pub(crate) struct Answering {
     pub news: Receiver<SessionNews>,
     pub info: Arc<Info>,
     pub busy: Arc<()>,
+}
+
+/// What a wait for the next piece brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waited {
+    Piece(Piece),
+    /// The answer has ended; [`Generation::outcome`] says why.
+    Ended,
+    /// Nothing yet.
+    Pending,
 }
 
 /// A token and the text that has become certain with it (often one word, sometimes nothing).
@@ -216,6 +233,7 @@ impl Generation {
             busy: Some(busy),
             detokenizer,
             stop: Some(StopStrings::new(request.stop)),
+            heard: Instant::now(),
             asked_us,
             first_us: None,
             last_us: asked_us,
@@ -237,6 +255,47 @@ impl Generation {
         move || {
             let _ = commands.send(Command::Cancel(session));
         }
+    }
+
+    /// Waits for the next piece, `within` at most: for a caller who has to look at other things meanwhile.
+    pub fn wait(&mut self, within: Duration) -> Waited {
+        let until = Instant::now() + within;
+        while !self.done {
+            let silent = self.heard + ANSWER_SILENT;
+            let news = self.news.recv_deadline(until.min(silent));
+            if news.is_ok() {
+                self.heard = Instant::now();
+            }
+            match news {
+                Ok(SessionNews::Alive) => {}
+                Ok(SessionNews::Token { token, logits_hash, at_us }) => {
+                    // Tokens behind a stop text were computed, but are not part of the answer.
+                    if self.stop.is_some() {
+                        return Waited::Piece(self.token(token, logits_hash, at_us));
+                    }
+                }
+                Ok(SessionNews::Finished { reason, telemetry }) => {
+                    return self.end(reason, *telemetry).map_or(Waited::Ended, Waited::Piece);
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < silent => return Waited::Pending,
+                Err(ended) => self.give_up(ended),
+            }
+        }
+        Waited::Ended
+    }
+
+    /// The engine says nothing any more.
+    fn give_up(&mut self, ended: RecvTimeoutError) {
+        self.cancel();
+        self.done = true;
+        self.busy = None;
+        let why = match ended {
+            RecvTimeoutError::Timeout => {
+                format!("no news of the answer for {} s; ask again", ANSWER_SILENT.as_secs())
+            }
+            RecvTimeoutError::Disconnected => "the engine was stopped".to_owned(),
+        };
+        self.outcome.finish = Finish::Error(self.info.fault().unwrap_or(why));
     }
 
     /// Reads what is left and gives the whole answer.
@@ -311,31 +370,13 @@ impl Iterator for Generation {
 
     /// Waits for the next token. Ends after the last; [`Generation::outcome`] then says why.
     fn next(&mut self) -> Option<Piece> {
-        while !self.done {
-            match self.news.recv_timeout(ANSWER_SILENT) {
-                Ok(SessionNews::Alive) => {}
-                Ok(SessionNews::Token { token, logits_hash, at_us }) => {
-                    // Tokens behind a stop text were computed, but are not part of the answer.
-                    if self.stop.is_some() {
-                        return Some(self.token(token, logits_hash, at_us));
-                    }
-                }
-                Ok(SessionNews::Finished { reason, telemetry }) => return self.end(reason, *telemetry),
-                Err(ended) => {
-                    self.cancel();
-                    self.done = true;
-                    self.busy = None;
-                    let why = match ended {
-                        RecvTimeoutError::Timeout => {
-                            format!("no news of the answer for {} s; ask again", ANSWER_SILENT.as_secs())
-                        }
-                        RecvTimeoutError::Disconnected => "the engine was stopped".to_owned(),
-                    };
-                    self.outcome.finish = Finish::Error(self.info.fault().unwrap_or(why));
-                }
+        loop {
+            match self.wait(ANSWER_SILENT) {
+                Waited::Piece(piece) => return Some(piece),
+                Waited::Ended => return None,
+                Waited::Pending => {}
             }
         }
-        None
     }
 }
 

@@ -51,11 +51,11 @@ pub use ask::{ask_worker, take_model};
 pub use control::memory_offered;
 pub use coordinator::SessionTelemetry;
 pub use engine::{
-    Engine, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, Plan, ToFetch, open_model,
-    plan, resolve_model,
+    Engine, EngineConfig, EngineEvent, EngineObserver, LogitsParts, NodeReport, NodeState, Plan, ToFetch,
+    open_model, plan, resolve_model,
 };
 pub use error::{NodeError, bytes_text, chain, printable};
-pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request};
+pub use generation::{Finish, Generation, Outcome, Piece, Prompt, Request, Waited};
 pub use give::serve_model;
 pub use keep::keep_quantized;
 pub use local::LocalWorkers;
@@ -63,8 +63,8 @@ pub use perplexity::{TextScore, score_text};
 pub use search::{SearchEvent, WorkerSearch};
 pub use serve::StageEvent;
 pub use stage_loop::StepDone;
-pub use swarm_ring::{Arrival, Objective, Split};
-pub use swarm_text::Message;
+pub use swarm_ring::{Arrival, Objective, PlacedStage, Split};
+pub use swarm_text::{EncodeOptions, Message};
 pub use swarm_wire::{LoadSource, Sampling};
 pub use watch::{EngineStatus, EngineWatch, LapTrace, NodeStatus, StageStatus, WorkerStatus};
 pub use worker::{Worker, WorkerConfig, WorkerEvent, WorkerObserver, WorkerWatch, connections_bytes_max};

@@ -1,8 +1,8 @@
 //! Workers on this computer for the duration of one command: `run --nodes N`, `demo`, `verify`, `bench`.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -21,19 +21,23 @@ pub struct LocalWorkers {
 }
 
 impl LocalWorkers {
-    /// Starts `count` workers with `program worker --local`, with `arguments(i)` appended for the `i`-th.
+    /// Starts `count` workers with `worker --local` after `command`, a program and its first arguments, and with
+    /// `arguments(i)` appended for the `i`-th.
     ///
     /// # Errors
     /// [`NodeError::System`] when a process cannot be started, [`NodeError::Lost`] when it says nothing in time.
     pub fn start(
-        program: &Path,
+        command: &[OsString],
         count: usize,
         arguments: impl Fn(usize) -> Vec<String>,
     ) -> Result<Self, NodeError> {
         let mut workers = Self { children: Vec::new(), addresses: Vec::new(), ended: Vec::new() };
+        let [program, first @ ..] = command else {
+            return Err(NodeError::Bug("no program is named that could be a worker".into()));
+        };
         for index in 0..count {
             let mut command = Command::new(program);
-            command.args(["worker", "--local", "--json"]).args(arguments(index));
+            command.args(first).args(["worker", "--local", "--json"]).args(arguments(index));
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
             let failed = |source| NodeError::System {
                 what: format!("worker {} cannot be started", index + 1),

@@ -13,6 +13,9 @@ use swarm_wire::{Blame, Position, SegmentHead, SessionId, TokenOut};
 
 use crate::profile::Meter;
 
+/// Positions whose logits exist at once: a vocabulary of 150 000 makes them 20 MB.
+const LOGITS_ROWS: usize = 32;
+
 /// Why a session cannot go on.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -89,7 +92,7 @@ impl StageRunner {
         self.kv.bytes_lent()
     }
 
-    /// Starts a session. `prompt` is all token ids known so far.
+    /// Starts a session, or goes on with one that is here from the rows it has. `prompt` is all token ids known so far.
     pub fn open(
         &mut self,
         session: SessionId,
@@ -97,13 +100,45 @@ impl StageRunner {
         prompt: impl Iterator<Item = u32>,
         logits_hash: bool,
     ) -> Result<(), Failure> {
-        self.book.open(session).map_err(|refusal| refused(session, &refusal))?;
+        let again = self.book.is_open(session);
+        if !again {
+            self.book.open(session).map_err(|refusal| refused(session, &refusal))?;
+        }
         let tail = self.stage.is_tail().then(|| TailSession {
             sampling: sampling_of(sampling),
             history: prompt.collect(),
             logits_hash,
         });
-        self.sessions.insert(session, Session { kv: self.kv.open(), tail });
+        let before = self.sessions.remove(&session).filter(|_| again);
+        let kv = before.map_or_else(|| self.kv.open(), |before| before.kv);
+        self.sessions.insert(session, Session { kv, tail });
+        if again {
+            // An answer has ended here, too.
+            self.meter.iter_mut().for_each(Meter::keep);
+        }
+        Ok(())
+    }
+
+    /// The logits after every position of `ids`, on a stage that is a whole model: `give` gets `[rows, vocab]` for
+    /// [`LOGITS_ROWS`] positions at a time, in order, and says whether to go on. A session of its own that is gone
+    /// afterwards; others are unaffected.
+    pub fn logits(&mut self, ids: &[u32], give: &mut dyn FnMut(Vec<f32>) -> bool) -> Result<(), StepError> {
+        let (width, vocab) = (self.stage.config().hidden_size, self.stage.config().vocab_size);
+        let mut kv = self.kv.open();
+        let mut rows = Vec::new();
+        let mut position = 0;
+        for ids in ids.chunks(LOGITS_ROWS) {
+            rows.resize(ids.len() * width, 0.0);
+            self.stage.embed(ids, &mut rows)?;
+            let segment = Segment { position, tokens: ids.len(), kv: &mut kv };
+            self.stage.forward(&self.pool, &mut [segment], &mut rows, &mut self.scratch)?;
+            let mut logits = vec![0.0; ids.len() * vocab];
+            self.stage.logits(&self.pool, &rows, &mut logits, &mut self.scratch)?;
+            position += ids.len();
+            if !give(logits) {
+                break;
+            }
+        }
         Ok(())
     }
 

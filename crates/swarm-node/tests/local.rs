@@ -22,7 +22,7 @@ fn workers_leave_when_their_input_closes() {
     let dir = tempfile::tempdir().unwrap();
     let left = dir.path().join("left");
     let program = program(dir.path(), &format!("cat; echo left > {}", left.display()));
-    let workers = LocalWorkers::start(&program, 2, |_| Vec::new()).unwrap();
+    let workers = LocalWorkers::start(&[program.into()], 2, |_| Vec::new()).unwrap();
     assert_eq!(workers.peers().concat(), [([127, 0, 0, 1], 4747).into(); 2]);
     let began = Instant::now();
     drop(workers);
@@ -34,7 +34,7 @@ fn workers_leave_when_their_input_closes() {
 fn a_worker_that_stays_is_ended() {
     let dir = tempfile::tempdir().unwrap();
     let program = program(dir.path(), "exec sleep 60");
-    let workers = LocalWorkers::start(&program, 1, |_| Vec::new()).unwrap();
+    let workers = LocalWorkers::start(&[program.into()], 1, |_| Vec::new()).unwrap();
     let began = Instant::now();
     drop(workers);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -46,6 +46,6 @@ fn a_worker_that_does_not_start_is_told_at_once() {
     let program = program(dir.path(), "");
     std::fs::write(&program, "#!/bin/sh\nexit 3\n").unwrap();
     let began = Instant::now();
-    assert!(LocalWorkers::start(&program, 2, |_| Vec::new()).is_err());
+    assert!(LocalWorkers::start(&[program.into()], 2, |_| Vec::new()).is_err());
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }

@@ -175,3 +175,39 @@ fn a_second_coordinator_is_told_that_the_worker_is_taken() {
     assert!(error.chain().contains("another coordinator"), "{}", error.chain());
     answer(&first, 4);
 }
+
+#[test]
+fn a_conversation_computes_only_what_is_new_and_says_the_same() {
+    let model = model("llama", 4);
+    let identity = identity();
+    for workers in [0, 2] {
+        let room = Room::new(&identity, &model.path, workers);
+        let search = if workers == 0 { WorkerSearch::default() } else { room.search() };
+        let engine = Engine::start(&config(&model.path, search), &identity, &|_| {}).unwrap();
+        assert_eq!(engine.nodes().len(), workers + 1);
+        let asked = |ids: &[u32], keep, penalty| {
+            let sampling =
+                Sampling { temperature: 0.7, repetition_penalty: penalty, seed: 3, ..Sampling::default() };
+            let prompt = Prompt::Ids(ids.to_vec());
+            let request = Request { prompt, keep, sampling, logits_hash: true, ..request(9) };
+            engine.generate(request).unwrap().finish()
+        };
+        let mut ids: Vec<u32> = (1..80).collect();
+        // The sampling may change between turns: what it needs to know of the past comes with the turn.
+        for (turn, penalty) in [1.0, 1.2, 1.0].into_iter().enumerate() {
+            let got = asked(&ids, true, penalty);
+            assert_eq!(got.telemetry.prompt_kept > 0, turn > 0, "{turn}");
+            let rows = ids.len() + got.token_ids.len() - 1;
+            ids.extend(&got.token_ids);
+            ids.extend([5, 6, 7]);
+            let again = asked(&ids, true, penalty);
+            assert_eq!(again.telemetry.prompt_kept, rows, "{turn}");
+            // Anew, on an engine that has kept nothing of it.
+            asked(&[9, 9], false, penalty);
+            let anew = asked(&ids, false, penalty);
+            assert_eq!(anew.telemetry.prompt_kept, 0);
+            assert_eq!((&again.token_ids, again.logits_hash), (&anew.token_ids, anew.logits_hash), "{turn}");
+            asked(&ids, true, penalty);
+        }
+    }
+}

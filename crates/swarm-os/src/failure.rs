@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 
 use swarm_link::LinkError;
 use swarm_node::NodeError;
+use swarm_ring::PlaceError;
 use swarm_wire::Blame;
 
 use crate::present::text;
@@ -14,7 +14,27 @@ use crate::present::text;
 #[derive(Debug)]
 pub struct Failure {
     code: Code,
+    kind: Kind,
     text: Option<String>,
+}
+
+/// What went wrong, for programs that want to know more than the exit code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What was asked for makes no sense, or not here.
+    Usage,
+    /// Nobody to share the layers with was found.
+    NoWorker,
+    /// Only workers of which this computer knows no secret were found.
+    Unpaired,
+    /// This node was lost, or the link to it.
+    Lost { node: String },
+    /// The model, or a part of it, is not to be had or cannot be used.
+    Model,
+    /// The layers do not fit.
+    Memory,
+    /// Anything else.
+    Other,
 }
 
 /// What scripts learn.
@@ -34,7 +54,8 @@ pub enum Code {
 
 impl Failure {
     pub fn new(code: Code, text: impl Into<String>) -> Self {
-        Self { code, text: Some(text.into()) }
+        let kind = if code == Code::Usage { Kind::Usage } else { Kind::Other };
+        Self { code, kind, text: Some(text.into()) }
     }
 
     pub fn usage(text: impl Into<String>) -> Self {
@@ -43,7 +64,17 @@ impl Failure {
 
     /// Ends with `code` and says nothing, because all was said.
     pub fn silent(code: Code) -> Self {
-        Self { code, text: None }
+        Self { code, kind: Kind::Other, text: None }
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// What scripts learn.
+    pub fn code(&self) -> Code {
+        self.code
     }
 
     /// What was asked cannot be done, but something else can.
@@ -57,13 +88,13 @@ impl Failure {
     }
 
     /// Prints the error line, if there is one, and gives the exit code.
-    pub fn report(&self) -> ExitCode {
+    pub fn report(&self) -> u8 {
         if let Some(text) = &self.text {
             // Nobody to tell when standard error is closed.
             let _ =
                 io::Write::write_all(&mut io::stderr(), format!("error: {}\n", text::line(text)).as_bytes());
         }
-        ExitCode::from(self.code as u8)
+        self.code as u8
     }
 }
 
@@ -91,7 +122,29 @@ impl From<NodeError> for Failure {
         if let NodeError::Resolve(_) = error {
             text.push_str("; `swarm-os models` lists those that are here, `cargo xtask fetch` in the project gets the default one");
         }
-        Self::new(code, text)
+        Self { code, kind: kind(&error), text: Some(text) }
+    }
+}
+
+fn kind(error: &NodeError) -> Kind {
+    match error {
+        NodeError::NoWorkers(_) => Kind::NoWorker,
+        NodeError::Unpaired { .. } => Kind::Unpaired,
+        NodeError::Lost { node, .. } | NodeError::Closed { node, .. } => Kind::Lost { node: node.clone() },
+        NodeError::Broken { link, .. } => Kind::Lost { node: link.clone() },
+        NodeError::Resolve(_) | NodeError::Weights(_) | NodeError::Fetch { .. } | NodeError::Text(_) => {
+            Kind::Model
+        }
+        NodeError::Load { .. } => Kind::Model,
+        NodeError::Memory { .. } => Kind::Memory,
+        NodeError::Place(place) => match **place {
+            PlaceError::NodeTooSmall { .. }
+            | PlaceError::NoHome { .. }
+            | PlaceError::StageTooLarge { .. } => Kind::Memory,
+            _ => Kind::Usage,
+        },
+        error if error.blame() == Blame::Caller => Kind::Usage,
+        _ => Kind::Other,
     }
 }
 

@@ -22,6 +22,8 @@ mod socket {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::time::Duration;
 
     use serde_json::Value;
@@ -31,33 +33,50 @@ mod socket {
     /// Nobody says more.
     const BYTES_MAX: u64 = 1 << 20;
 
-    /// Removes the socket's file when dropped.
-    pub struct Shown(PathBuf);
+    /// Sockets of this process so far. A Python process may hold several nodes.
+    static SHOWN: AtomicU64 = AtomicU64::new(0);
+
+    /// Removes the socket's file when dropped, and ends the thread that answers on it.
+    pub struct Shown {
+        path: PathBuf,
+        ended: Arc<AtomicBool>,
+    }
 
     impl Drop for Shown {
         fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
+            self.ended.store(true, Ordering::Relaxed);
+            // Wakes the thread that waits for somebody to ask.
+            let _ = UnixStream::connect(&self.path);
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 
     pub fn show(folder: &Path, snapshot: impl Fn() -> Value + Send + 'static) -> std::io::Result<Shown> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         std::fs::set_permissions(folder, PermissionsExt::from_mode(0o700))?;
-        let path = folder.join(format!("{}.sock", std::process::id()));
+        let path = match SHOWN.fetch_add(1, Ordering::Relaxed) {
+            0 => folder.join(format!("{}.sock", std::process::id())),
+            number => folder.join(format!("{}-{number}.sock", std::process::id())),
+        };
         // Left by a process of this number that was killed.
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = ended.clone();
         let answer = move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
                 // Whoever asked may have gone again.
                 let _ = stream.set_write_timeout(Some(TALK));
                 let _ = writeln!(stream, "{}", snapshot());
             }
         };
         std::thread::Builder::new().name("status".into()).spawn(answer)?;
-        Ok(Shown(path))
+        Ok(Shown { path, ended })
     }
 
     pub fn look(folder: &Path) -> Vec<Value> {
@@ -98,7 +117,7 @@ mod socket {
             assert!(look(&folder).is_empty());
             let shown = show(&folder, || serde_json::json!({"a": 1})).unwrap();
             let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-            assert_eq!((mode(&folder), mode(&shown.0)), (0o700, 0o600));
+            assert_eq!((mode(&folder), mode(&shown.path)), (0o700, 0o600));
             for _ in 0..2 {
                 assert_eq!(look(&folder), [serde_json::json!({"a": 1})]);
             }
@@ -108,7 +127,12 @@ mod socket {
             std::fs::write(&other, "mine").unwrap();
             assert_eq!(look(&folder).len(), 1);
             assert!(!dead.exists() && other.exists());
+            // A process may hold several nodes.
+            let second = show(&folder, || serde_json::json!({"a": 2})).unwrap();
+            assert_eq!(look(&folder).len(), 2);
             drop(shown);
+            assert_eq!(look(&folder), [serde_json::json!({"a": 2})]);
+            drop(second);
             assert!(look(&folder).is_empty());
         }
     }

@@ -14,8 +14,32 @@ use crate::present::{pairing, text};
 /// Wrong codes that a person may type before the command ends: as many as a code has.
 const TRIES: usize = 3;
 
+/// Who is at hand while something starts.
+#[derive(Clone, Copy)]
+pub struct Company<'a> {
+    /// Somebody at the terminal may be asked.
+    person: bool,
+    /// Hears what is not an error.
+    note: &'a dyn Fn(&str),
+}
+
+impl Company<'static> {
+    /// Of a command: a person where there is a terminal.
+    pub fn of_command() -> Self {
+        Self { person: std::io::stdin().is_terminal(), note: &text::note }
+    }
+}
+
+impl<'a> Company<'a> {
+    /// Of a program, which nobody asks.
+    pub fn of_program(note: &'a dyn Fn(&str)) -> Self {
+        Self { person: false, note }
+    }
+}
+
 /// Calls `start` again after every pairing, until it needs none. Codes come from `--join`, or from a person.
 pub fn meanwhile<T>(
+    company: Company<'_>,
     config: &mut EngineConfig,
     identity: &Identity,
     join: Option<&PairCode>,
@@ -27,7 +51,7 @@ pub fn meanwhile<T>(
         let showing = match start(config) {
             Err(NodeError::Unpaired { showing }) => showing,
             Err(error @ NodeError::MuchToFetch { .. }) => {
-                agree(&error)?;
+                agree(company, &error)?;
                 config.fetch_bytes_max = None;
                 continue;
             }
@@ -36,15 +60,15 @@ pub fn meanwhile<T>(
         let required = config.search.at_least > 0;
         let met = match typed.take() {
             Some(code) => Some(pair_with_any(&showing, identity, &code, &config.name).map_err(pair_failure)?),
-            None if std::io::stdin().is_terminal() => ask(&showing, identity, &config.name, required)?,
+            None if company.person => ask(&showing, identity, &config.name, required)?,
             None if required => return Err(NodeError::Unpaired { showing }.into()),
             None => {
-                text::note(&NodeError::Unpaired { showing }.to_string());
+                (company.note)(&NodeError::Unpaired { showing }.to_string());
                 None
             }
         };
         match met {
-            Some(paired) => text::note(&pairing::paired(&paired.name, paired.joined)),
+            Some(paired) => (company.note)(&pairing::paired(&paired.name, paired.joined)),
             // Alone, then.
             None => config.search.pairing = false,
         }
@@ -52,9 +76,9 @@ pub fn meanwhile<T>(
 }
 
 /// Asks a person whether so much may be fetched; without one it may not.
-fn agree(error: &NodeError) -> Result<(), Failure> {
+fn agree(company: Company<'_>, error: &NodeError) -> Result<(), Failure> {
     let refused = || Failure::usage(format!("{error}; say --yes to fetch it"));
-    if !std::io::stdin().is_terminal() {
+    if !company.person {
         return Err(refused());
     }
     let _ = write!(std::io::stderr(), "{}\nfetch it? [y/N] ", text::line(&error.to_string()));

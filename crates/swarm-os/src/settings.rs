@@ -137,8 +137,7 @@ impl Start {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
         config.cut = cut;
-        let join = ring.join.as_deref().map(PairCode::parse).transpose();
-        let join = join.map_err(|error| Failure::usage(format!("--join: {error}")))?;
+        let join = ring.join.as_deref().map(pair_code).transpose()?;
         Ok(Self { config, identity, local, join })
     }
 
@@ -306,6 +305,11 @@ pub fn interfaces(names: &[String]) -> Result<Vec<String>, Failure> {
         }
         None => Ok(names.to_vec()),
     }
+}
+
+/// The code of `--join`.
+pub fn pair_code(text: &str) -> Result<PairCode, Failure> {
+    PairCode::parse(text).map_err(|error| Failure::usage(format!("--join: {error}")))
 }
 
 /// The addresses behind one `--peer`.

@@ -1,11 +1,13 @@
 //! Starting an engine: workers on this computer where asked for, and progress.
 
+use std::ffi::OsString;
+use std::sync::OnceLock;
 use std::thread;
 
-use swarm_node::{Engine, LocalWorkers, NodeError, Plan, machine};
+use swarm_node::{Engine, EngineObserver, LocalWorkers, NodeError, Plan, machine};
 
 use crate::failure::{Code, Failure};
-use crate::pairing;
+use crate::pairing::{self, Company};
 use crate::present::progress::Progress;
 use crate::settings::{LocalRing, Start, node_name};
 
@@ -21,23 +23,34 @@ pub struct Running {
 }
 
 impl Start {
+    /// Starts workers and engine, as a command.
+    pub fn go(self, progress: &Progress) -> Result<Running, Failure> {
+        let running = self.go_with(Company::of_command(), &|event| progress.event(event))?;
+        progress.clear();
+        Ok(running)
+    }
+
     /// Starts workers and engine.
-    pub fn go(mut self, progress: &Progress) -> Result<Running, Failure> {
+    pub fn go_with(mut self, company: Company<'_>, observer: EngineObserver<'_>) -> Result<Running, Failure> {
         let workers = self.prepare()?;
         let (identity, join) = (self.identity.clone(), self.join.clone());
-        let engine = pairing::meanwhile(&mut self.config, &identity, join.as_ref(), |config| {
-            Engine::start(config, &identity, &|event| progress.event(event))
+        let engine = pairing::meanwhile(company, &mut self.config, &identity, join.as_ref(), |config| {
+            Engine::start(config, &identity, observer)
         })?;
-        progress.clear();
         Ok(Running { engine, workers })
     }
 
+    /// Places the layers without loading them, as a command.
+    pub fn plan(self, progress: &Progress) -> Result<Plan, Failure> {
+        self.plan_with(Company::of_command(), &|event| progress.event(event))
+    }
+
     /// Places the layers without loading them.
-    pub fn plan(mut self, progress: &Progress) -> Result<Plan, Failure> {
+    pub fn plan_with(mut self, company: Company<'_>, observer: EngineObserver<'_>) -> Result<Plan, Failure> {
         let _workers = self.prepare()?;
         let (identity, join) = (self.identity.clone(), self.join.clone());
-        pairing::meanwhile(&mut self.config, &identity, join.as_ref(), |config| {
-            swarm_node::plan(config, &identity, &|event| progress.event(event))
+        pairing::meanwhile(company, &mut self.config, &identity, join.as_ref(), |config| {
+            swarm_node::plan(config, &identity, observer)
         })
     }
 
@@ -61,11 +74,26 @@ impl Start {
     }
 }
 
+/// How the command is started again, for workers on this computer: a program and its first arguments.
+static COMMAND: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// Says how the command is started again, once, where it is not the file that runs: a Python process is an interpreter.
+pub fn set_command(words: Vec<OsString>) {
+    let _ = COMMAND.set(words);
+}
+
+fn own_command() -> Result<Vec<OsString>, NodeError> {
+    match COMMAND.get() {
+        Some(words) => Ok(words.clone()),
+        None => std::env::current_exe().map(|file| vec![file.into()]).map_err(|source| NodeError::System {
+            what: "this program's own file cannot be found".into(),
+            source,
+        }),
+    }
+}
+
 fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
-    let program = std::env::current_exe().map_err(|source| NodeError::System {
-        what: "this program's own file cannot be found".into(),
-        source,
-    })?;
+    let command = own_command()?;
     let arguments = |index: usize| {
         let mut arguments = vec!["--name".to_owned(), node_name(index + 1, local.workers + 1)];
         arguments.extend(["--threads".to_owned(), local.threads.to_string()]);
@@ -80,7 +108,7 @@ fn start_workers(local: &LocalRing) -> Result<LocalWorkers, Failure> {
         }
         arguments
     };
-    Ok(LocalWorkers::start(&program, local.workers, arguments)?)
+    Ok(LocalWorkers::start(&command, local.workers, arguments)?)
 }
 
 /// The cores of node `index` when every node is pinned to its own.

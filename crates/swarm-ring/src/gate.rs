@@ -193,6 +193,11 @@ impl SessionBook {
         Ok(())
     }
 
+    /// Whether a session is here.
+    pub fn is_open(&self, session: SessionId) -> bool {
+        self.rows.contains_key(&session)
+    }
+
     /// Forgets a session; false when it is not here, which is no error: it may have failed here before.
     pub fn close(&mut self, session: SessionId) -> bool {
         self.rows.remove(&session).is_some()

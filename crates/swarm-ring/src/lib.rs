@@ -12,6 +12,7 @@ mod clock;
 mod download;
 mod gate;
 mod heartbeat;
+mod kept;
 mod partition;
 mod percentiles;
 mod place;

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use swarm_wire::{Blame, Epoch, FrameHead, Limits, Open, Position, SegmentHead, SessionId, TokenOut};
 
+use crate::kept::Kept;
 use crate::percentiles::Percentiles;
 use crate::session::{FinishReason, OpenError, Session, SessionError, SessionRequest};
 use crate::timers::{LapClock, LapSize, Timers};
@@ -48,8 +49,11 @@ pub enum ConfigError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Action {
-    /// Send `Open` for this session; [`Scheduler::open_message`] gives it.
+    /// Send `Open` for this session; [`Scheduler::open_message`] gives it. The stages may have rows of it: then it goes
+    /// on from those, with the ids and the sampling of the message.
     Open(SessionId),
+    /// Send `Truncate` for this session: the stages keep its rows before the position.
+    Truncate(SessionId, Position),
     /// Embed, run and send the step that [`Scheduler::poll`] wrote into the plan, under this head.
     Step(FrameHead),
     /// Send `Close` for this session: the stages free its KV rows.
@@ -208,6 +212,7 @@ struct Lap {
 pub struct Scheduler {
     config: SchedulerConfig,
     sessions: BTreeMap<SessionId, Session>,
+    kept: Option<Kept>,
     last_session: u64,
     last_lap: u64,
     actions: VecDeque<Action>,
@@ -244,6 +249,7 @@ impl Scheduler {
         Ok(Self {
             config,
             sessions: BTreeMap::new(),
+            kept: None,
             last_session: 0,
             last_lap: 0,
             actions: VecDeque::new(),
@@ -259,7 +265,8 @@ impl Scheduler {
         })
     }
 
-    /// Opens a session. Its id was never used before, in any epoch.
+    /// Opens a session. Its id was never used before, in any epoch, except where it goes on from the rows that
+    /// [`Scheduler::keep`] left: then it is that session's.
     ///
     /// # Errors
     /// [`OpenError`]; nothing was queued.
@@ -271,11 +278,47 @@ impl Scheduler {
         if self.sessions.len() >= self.config.sessions_max as usize {
             return Err(OpenError::Busy { sessions_max: self.config.sessions_max });
         }
+        let session = match self.resume(session) {
+            Ok(id) => return Ok(id),
+            Err(session) => session,
+        };
         self.last_session += 1; // one per request: 2^64 of them do not happen
         let id = SessionId(self.last_session);
         self.sessions.insert(id, session);
         self.actions.push_back(Action::Open(id));
         Ok(id)
+    }
+
+    /// The rows of a live session stay when its answer ends, until another session opens that does not go on from them.
+    pub fn keep(&mut self, session: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&session) {
+            session.keep = true;
+        }
+    }
+
+    /// Rows of a live session that have left, or were there before it.
+    pub fn rows(&self, session: SessionId) -> usize {
+        self.sessions.get(&session).map_or(0, |session| session.sent)
+    }
+
+    /// Goes on from the rows that are kept, or sends them away and gives the session back.
+    fn resume(&mut self, mut session: Session) -> Result<SessionId, Session> {
+        let Some(kept) = self.kept.take() else { return Err(session) };
+        let common = kept.common(&session);
+        // A token on its way is one of the old answer, and nothing tells it from one of the new.
+        let awaited = |lap: &Lap| lap.due.iter().any(|(due, _)| *due == kept.id);
+        let position = u32::try_from(common).ok().filter(|_| common > 0 && !self.flight.iter().any(awaited));
+        let Some(position) = position else {
+            self.actions.push_back(Action::Close(kept.id));
+            return Err(session);
+        };
+        if common < kept.rows() {
+            self.actions.push_back(Action::Truncate(kept.id, Position(position)));
+        }
+        self.actions.push_back(Action::Open(kept.id));
+        session.sent = common;
+        self.sessions.insert(kept.id, session);
+        Ok(kept.id)
     }
 
     /// Ends a session at its user's wish. False when it had ended already.
@@ -494,10 +537,16 @@ impl Scheduler {
 
     fn finish(&mut self, id: SessionId, reason: FinishReason) -> bool {
         let Some(session) = self.sessions.remove(&id) else { return false };
-        if session.announced {
+        if let Some(kept) = Kept::of(id, &session, &reason) {
+            let before = self.kept.replace(kept);
+            self.actions.extend(before.map(|before| Action::Close(before.id)));
+        } else if session.announced {
             self.actions.push_back(Action::Close(id));
         } else {
-            self.actions.retain(|action| *action != Action::Open(id));
+            let opening = |action: &Action| matches!(action, Action::Open(which) | Action::Truncate(which, _) if *which == id);
+            self.actions.retain(|action| !opening(action));
+            // One that was to go on from rows leaves them behind.
+            self.actions.extend((session.sent > 0).then_some(Action::Close(id)));
         }
         self.events.push_back(Event::Finished { session: id, reason, tokens: session.emitted });
         true
@@ -506,6 +555,9 @@ impl Scheduler {
     /// A stage failed one session: it ends with an error and is closed on the other stages. False
     /// when it had ended already.
     pub fn session_failed(&mut self, session: SessionId, blame: Blame, text: &str) -> bool {
+        if let Some(kept) = self.kept.take_if(|kept| kept.id == session) {
+            self.actions.push_back(Action::Close(kept.id));
+        }
         let error = SessionError::StageFailed { blame, text: text.to_owned() };
         self.finish(session, FinishReason::Error(error))
     }
@@ -514,6 +566,7 @@ impl Scheduler {
     /// [`Scheduler::start_epoch`].
     pub fn fail(&mut self, error: &SessionError) {
         self.down = true;
+        self.kept = None;
         self.flight.clear();
         while let Some((id, session)) = self.sessions.pop_first() {
             let reason = FinishReason::Error(error.clone());

@@ -145,6 +145,8 @@ pub(crate) struct Session {
     pub(crate) logits_hash: bool,
     /// `Open` has left: rows may follow, and the end must be told with `Close`.
     pub(crate) announced: bool,
+    /// Its rows stay when it ends.
+    pub(crate) keep: bool,
 }
 
 impl Session {
@@ -175,6 +177,7 @@ impl Session {
             context,
             logits_hash,
             announced: false,
+            keep: false,
         })
     }
 

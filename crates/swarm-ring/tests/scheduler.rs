@@ -300,3 +300,101 @@ fn configurations_that_cannot_work_are_refused() {
     let limits = Limits { vocab: 0, ..CONFIG.limits };
     assert!(Scheduler::new(SchedulerConfig { limits, ..CONFIG }).is_err());
 }
+
+/// Runs a session to its end: the prompt, and these tokens.
+fn answered(desk: &mut Desk, id: SessionId, mut position: u32, tokens: &[u32]) {
+    for &next in tokens {
+        let head = loop {
+            let head = desk.step(1).expect("a step");
+            let sampled = desk.plan.segments.iter().any(|segment| segment.sample);
+            if sampled {
+                break head;
+            }
+            desk.answer(1, head, &[]).unwrap();
+        };
+        desk.answer(1, head, &[token(id, position, next)]).unwrap();
+        position += 1;
+    }
+}
+
+#[test]
+fn a_conversation_goes_on_from_its_rows() {
+    let mut desk = Desk::new();
+    let id = desk.scheduler.open(request(10)).unwrap();
+    desk.scheduler.keep(id);
+    answered(&mut desk, id, 10, &[50, 51, 99]);
+    assert_eq!(desk.poll(2), None, "its rows stay");
+    assert_eq!(desk.scheduler.sessions(), 0);
+    // The prompt, both tokens, and what was said since: only that is computed.
+    let mut more = request(10);
+    more.prompt.extend([50, 51, 60, 61, 62]);
+    assert_eq!(desk.scheduler.open(more.clone()), Ok(id));
+    desk.scheduler.keep(id);
+    assert_eq!((desk.scheduler.rows(id), desk.poll(2)), (12, Some(Action::Open(id))));
+    assert_eq!(desk.scheduler.open_message(id).unwrap().prompt, more.prompt);
+    answered(&mut desk, id, 15, &[70]);
+    assert_eq!(desk.scheduler.tokens(id).unwrap().len(), 16);
+    let head = desk.step(3).unwrap();
+    assert_eq!(desk.shape(), [(1, 15, 1, true)]);
+    desk.answer(3, head, &[token(id, 16, 99)]).unwrap();
+    // A conversation that was changed keeps what is the same, and the same one again has its last row computed.
+    let mut other = more.clone();
+    other.prompt[11] = 80;
+    for (request, rows) in [(other.clone(), 11), (other, 14)] {
+        assert_eq!(desk.scheduler.open(request), Ok(id));
+        desk.scheduler.keep(id);
+        assert_eq!(desk.poll(4), Some(Action::Truncate(id, Position(rows))));
+        assert_eq!(desk.poll(4), Some(Action::Open(id)));
+        answered(&mut desk, id, 15, &[99]);
+    }
+}
+
+#[test]
+fn rows_that_nobody_goes_on_from_are_sent_away() {
+    let kept = || {
+        let mut desk = Desk::new();
+        let id = desk.scheduler.open(request(4)).unwrap();
+        desk.scheduler.keep(id);
+        answered(&mut desk, id, 4, &[99]);
+        (desk, id)
+    };
+    // Another prompt.
+    let (mut desk, id) = kept();
+    let other = SessionRequest { prompt: vec![7, 8], ..request(2) };
+    let second = desk.scheduler.open(other).unwrap();
+    assert_ne!(second, id);
+    assert_eq!(desk.poll(2), Some(Action::Close(id)));
+    assert_eq!(desk.poll(2), Some(Action::Open(second)));
+    // A stage that lost them.
+    let (mut desk, id) = kept();
+    assert!(!desk.scheduler.session_failed(id, Blame::Us, "no memory"));
+    assert_eq!(desk.poll(2), Some(Action::Close(id)));
+    assert_ne!(desk.scheduler.open(request(4)), Ok(id));
+    // One that is cancelled before it went on.
+    let (mut desk, id) = kept();
+    assert_eq!(desk.scheduler.open(request(6)), Ok(id));
+    assert!(desk.scheduler.cancel(id));
+    assert_eq!((desk.poll(2), desk.poll(2)), (Some(Action::Close(id)), None));
+    // A lost ring.
+    let (mut desk, id) = kept();
+    let text = "gone".to_owned();
+    desk.scheduler.fail(&SessionError::RingLost { blame: Blame::Link, text });
+    desk.scheduler.start_epoch(Epoch(4), CONFIG.limits).unwrap();
+    assert_ne!(desk.scheduler.open(request(4)), Ok(id));
+}
+
+/// A token of the old answer that is on its way must not be taken for one of the new.
+#[test]
+fn rows_of_an_answer_whose_token_is_on_its_way_are_not_gone_on_from() {
+    let mut desk = Desk::new();
+    let id = desk.scheduler.open(request(4)).unwrap();
+    desk.scheduler.keep(id);
+    let head = desk.step(1).unwrap();
+    assert!(desk.scheduler.cancel(id));
+    let second = desk.scheduler.open(request(6)).unwrap();
+    assert_ne!(second, id);
+    assert_eq!(desk.poll(2), Some(Action::Close(id)));
+    desk.answer(2, head, &[token(id, 4, 9)]).unwrap();
+    assert_eq!(desk.scheduler.tokens(second).unwrap().len(), 6);
+    assert_eq!(desk.scheduler.counters().late_tokens, 1);
+}

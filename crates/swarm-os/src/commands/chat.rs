@@ -27,7 +27,7 @@ Ctrl-C stops an answer; everything else is sent to the model.";
 const HISTORY_LINES: usize = 1000;
 
 pub fn chat(args: &ChatArgs) -> Result<(), Failure> {
-    let template = settings::request(&args.answer, Prompt::Chat(Vec::new()))?;
+    let template = Request { keep: true, ..settings::request(&args.answer, Prompt::Chat(Vec::new()))? };
     let start = Start::new(&args.model, &args.ring, Search::of(&args.look, args.role.is_some()))?;
     let history = settings::state_folder()?.join("history.txt");
     let looked = start.config.search.at_most > 0;
@@ -179,7 +179,7 @@ impl Console<'_> {
         }
         self.messages.push(Message::user(question));
         let request = Request { prompt: Prompt::Chat(self.messages.clone()), ..self.template.clone() };
-        let out = AnswerOut::new();
+        let out = AnswerOut::stdout();
         let answered = run::answer(self.engine, request, Repeat::Same, |piece| Ok(out.piece(piece)?));
         let outcome = match answered {
             Ok(outcome) => outcome,

@@ -26,7 +26,7 @@ pub fn demo(args: &DemoArgs) -> Result<(), Failure> {
     let prompt = settings::prompt(args.prompt.clone(), None, !engine.can_chat());
     let request = request(prompt, args.max_tokens);
     text::say(&format!("> {}", text::line(&args.prompt)))?;
-    let out = AnswerOut::new();
+    let out = AnswerOut::stdout();
     let over_ring = run::answer(engine, request.clone(), Repeat::End, |piece| Ok(out.piece(piece)?))?;
     text::say("\n")?;
     run::check(engine, &over_ring)?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use swarm_link::{PairCode, PairError, PairingEvent};
+use swarm_link::{PairError, PairingEvent};
 use swarm_node::pairing::{PairingStand, find_showing, next_event, pair_with_any};
 
 use crate::args::PairArgs;
@@ -38,7 +38,7 @@ fn join(
     code: &str,
     wait: Duration,
 ) -> Result<(), Failure> {
-    let code = PairCode::parse(code).map_err(|error| Failure::usage(format!("--join: {error}")))?;
+    let code = settings::pair_code(code)?;
     let peers = args.peer.iter().map(|peer| settings::peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
     let showing = find_showing(identity, &peers, peers.is_empty(), wait)?;
     if showing.is_empty() {

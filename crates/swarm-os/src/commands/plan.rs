@@ -15,7 +15,7 @@ use crate::settings::{Search, Start};
 
 /// What `plan --json` prints: the placement and what it is compared with.
 #[derive(Serialize)]
-struct PlanReport<'a> {
+pub struct PlanReport<'a> {
     #[serde(flatten)]
     plan: &'a swarm_ring::Plan,
     model: &'a str,
@@ -27,6 +27,21 @@ struct PlanReport<'a> {
     to_fetch_bytes: Vec<u64>,
 }
 
+impl<'a> PlanReport<'a> {
+    /// `to_fetch` as [`Plan::to_fetch`].
+    pub fn new(
+        plan: &'a swarm_ring::Plan,
+        model: &'a str,
+        context: usize,
+        quant: Option<Quant>,
+        to_fetch: &[ToFetch],
+    ) -> Self {
+        let alone_lap_ms = alone(plan).map(|alone| alone.lap_ms);
+        let to_fetch_bytes = to_fetch.iter().map(|stage| stage.bytes).collect();
+        Self { plan, model, context, quant: quant.map(Quant::name), alone_lap_ms, to_fetch_bytes }
+    }
+}
+
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let mut start = Start::new(&args.model, &args.ring, Search::of(&args.look, false))?;
     if args.ring.split.is_none() {
@@ -36,12 +51,8 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let progress = Progress::new(start.local.is_none());
     let plan = start.plan(&progress)?;
     if args.json {
-        let (model, context) = (plan.model.name(), plan.context);
-        let alone_lap_ms = alone(&plan.plan).map(|alone| alone.lap_ms);
-        let quant = plan.model.quant().map(Quant::name);
-        let to_fetch_bytes = plan.to_fetch.iter().map(|stage| stage.bytes).collect();
-        let plan = &plan.plan;
-        return Ok(json(&PlanReport { plan, model, context, quant, alone_lap_ms, to_fetch_bytes })?);
+        let (model, quant) = (plan.model.name(), plan.model.quant());
+        return Ok(json(&PlanReport::new(&plan.plan, model, plan.context, quant, &plan.to_fetch))?);
     }
     text::say(&words(&plan))?;
     Ok(())

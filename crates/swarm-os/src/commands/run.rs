@@ -31,7 +31,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let outcome = if args.json {
         answer(&running.engine, request, Repeat::End, |_| Ok(()))?
     } else {
-        let out = AnswerOut::new();
+        let out = AnswerOut::stdout();
         let outcome = answer(&running.engine, request, Repeat::End, |piece| Ok(out.piece(piece)?))?;
         out.piece("\n")?;
         outcome
@@ -82,6 +82,11 @@ pub fn check(engine: &Engine, outcome: &Outcome) -> Result<(), Failure> {
             Code::Ring,
             format!("the ring was lost: {fault}; check that node and its network, then ask again"),
         ),
-        None => Failure::new(Code::Failed, format!("the answer ended early: {why}")),
+        None => ended_early(why),
     })
+}
+
+/// An answer that could not go on, for a reason that is not the ring's.
+pub fn ended_early(why: &str) -> Failure {
+    Failure::new(Code::Failed, format!("the answer ended early: {why}"))
 }

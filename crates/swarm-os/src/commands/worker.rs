@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
 use serde_json::json;
-use swarm_link::{Identity, LinkError, PairCode, Remembered};
+use swarm_link::{Identity, LinkError, Remembered};
 use swarm_node::pairing::{find_showing, pair_with_any};
 use swarm_node::{NodeError, Worker, WorkerConfig, WorkerObserver, machine, memory_offered};
 
@@ -25,13 +25,7 @@ const JOIN_WITHIN: Duration = Duration::from_secs(30);
 
 /// Serves until Ctrl-C; with `--local`, until standard input closes.
 pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
-    let config = config(args)?;
-    let (_, identity) = settings::identity()?;
-    if let Some(code) = &args.join
-        && identity.is_fresh()
-    {
-        join(code, &identity, &config.name)?;
-    }
+    let (config, identity) = prepare(args)?;
     let voice = match (args.json, args.quiet) {
         (true, _) => Voice::Json,
         (false, true) => Voice::Counter,
@@ -51,14 +45,9 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     let watch = view.clone();
     let observer: WorkerObserver = Arc::new(move |event| watch.event(&event));
     let worker = start(args, &config, &identity, observer)?;
-    let watch = worker.watch();
-    let local = args.local;
-    let _shown = live::show("worker", move || {
-        let mut status = serde_json::to_value(watch.status()).unwrap_or_default();
-        status["local"] = local.into();
-        status
-    });
-    announce(&config, &identity, worker.port(), voice)?;
+    let _shown = show(&worker, args.local);
+    let (waiting, words) = announcement(&config, &identity, worker.port());
+    text::say(&if voice == Voice::Json { waiting.to_string() } else { words + "\nCtrl-C ends it" })?;
     if args.local {
         end_with_stdin(end)?;
     }
@@ -68,8 +57,30 @@ pub fn worker(args: &WorkerArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Checks the arguments, measures this computer, and meets whoever shows the code of `--join`.
+pub fn prepare(args: &WorkerArgs) -> Result<(WorkerConfig, Identity), Failure> {
+    let config = config(args)?;
+    let (_, identity) = settings::identity()?;
+    if let Some(code) = &args.join
+        && identity.is_fresh()
+    {
+        join(code, &identity, &config.name)?;
+    }
+    Ok((config, identity))
+}
+
+/// Lets `status` see a worker.
+pub fn show(worker: &Worker, local: bool) -> live::Shown {
+    let watch = worker.watch();
+    live::show("worker", move || {
+        let mut status = serde_json::to_value(watch.status()).unwrap_or_default();
+        status["local"] = local.into();
+        status
+    })
+}
+
 /// Starts it at the port of last time, where others remember it and firewalls know it, unless a port was asked for.
-fn start(
+pub fn start(
     args: &WorkerArgs,
     config: &WorkerConfig,
     identity: &Identity,
@@ -98,7 +109,7 @@ fn start(
 
 /// Types the code that another computer shows.
 fn join(code: &str, identity: &Identity, name: &str) -> Result<(), Failure> {
-    let code = PairCode::parse(code).map_err(|error| Failure::usage(format!("--join: {error}")))?;
+    let code = settings::pair_code(code)?;
     let showing = find_showing(identity, &[], true, JOIN_WITHIN)?;
     let paired = pair_with_any(&showing, identity, &code, name).map_err(pair_failure)?;
     text::note(&pairing::paired(&paired.name, paired.joined));
@@ -135,23 +146,21 @@ fn config(args: &WorkerArgs) -> Result<WorkerConfig, Failure> {
     Ok(config)
 }
 
-/// Says who and where this worker is, and what it offers. Those who start workers wait for this line.
-fn announce(config: &WorkerConfig, identity: &Identity, port: u16, voice: Voice) -> Result<(), Failure> {
+/// Who and where this worker is, and what it offers, for programs and for people. Those who start workers wait for the
+/// first.
+pub fn announcement(config: &WorkerConfig, identity: &Identity, port: u16) -> (serde_json::Value, String) {
     let name = format!("{}-{}", text::line(&config.name), &identity.node_id().short()[..4]);
     let threads = config.threads.unwrap_or_else(machine::cores);
     let memory = memory_offered(config.memory_bytes);
-    if voice == Voice::Json {
-        let waiting = json!({"event": "waiting", "port": port, "name": name, "threads": threads,
-            "memory_bytes": memory, "read_gb_s": config.read_gb_s});
-        return Ok(text::say(&waiting.to_string())?);
-    }
-    text::say(&format!(
-        "worker {name} waits on port {port}\noffers {threads} threads and {} of memory, reads {}\nholds {} at most for those who connect, and no stage that does not fit\nCtrl-C ends it",
+    let waiting = json!({"event": "waiting", "port": port, "name": name, "threads": threads,
+        "memory_bytes": memory, "read_gb_s": config.read_gb_s});
+    let words = format!(
+        "worker {name} waits on port {port}\noffers {threads} threads and {} of memory, reads {}\nholds {} at most for those who connect, and no stage that does not fit",
         text::bytes(memory),
         text::number(config.read_gb_s, 1, " GB/s"),
         text::bytes(swarm_node::connections_bytes_max()),
-    ))?;
-    Ok(())
+    );
+    (waiting, words)
 }
 
 /// Sends the end when standard input closes: whoever started this worker has gone.

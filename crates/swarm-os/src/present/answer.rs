@@ -25,6 +25,9 @@ pub fn telemetry(engine: &Engine, outcome: &Outcome) -> String {
         outcome.prompt_tokens,
         number(outcome.prefill_tok_per_s(), 1, "")
     );
+    if outcome.telemetry.prompt_kept > 0 {
+        prompt += &format!(" for all but {} that were computed before", outcome.telemetry.prompt_kept);
+    }
     let nodes = engine.nodes();
     if nodes.len() > 1 {
         prompt += &format!(", {} sent to {}", bytes(outcome.telemetry.prompt_bytes), nodes[1].name);

@@ -15,6 +15,8 @@ pub struct RunReport {
     pub text: String,
     pub token_ids: Vec<u32>,
     pub prompt_tokens: usize,
+    /// Of these, tokens whose rows were there from the answer before.
+    pub prompt_tokens_kept: usize,
     pub completion_tokens: usize,
     pub finish_reason: &'static str,
     pub ttft_ms: Option<f64>,
@@ -101,6 +103,7 @@ impl RunReport {
             text: outcome.text.clone(),
             token_ids: outcome.token_ids.clone(),
             prompt_tokens: outcome.prompt_tokens,
+            prompt_tokens_kept: outcome.telemetry.prompt_kept,
             completion_tokens: outcome.token_ids.len(),
             finish_reason: outcome.finish.as_str(),
             ttft_ms: ms(outcome.ttft_us),

@@ -27,7 +27,7 @@ pub struct AnswerOut {
 }
 
 impl AnswerOut {
-    pub fn new() -> Self {
+    pub fn stdout() -> Self {
         Self { terminal: io::stdout().is_terminal() }
     }
 

@@ -46,6 +46,19 @@ impl WorkerView {
         Self { voice, state: Mutex::default() }
     }
 
+    /// An event as one JSON object, with what a person would read as its `words`; `None`: no news.
+    pub fn object(&self, event: &WorkerEvent) -> Option<Value> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.is_news(event) {
+            return None;
+        }
+        state.count(event);
+        let words = state.words(event, Voice::Lines);
+        let mut object = state.object(event)?;
+        object["words"] = words.into();
+        Some(object)
+    }
+
     pub fn event(&self, event: &WorkerEvent) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.is_news(event) {
