@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use crate::desk::PairingDesk;
 use crate::error::{IdentityError, LinkError};
 use crate::id::{InstanceId, NodeId};
@@ -136,9 +134,6 @@ impl Sender {
     }
 }
 
-/// Between two looks at a socket, which take a microsecond, nothing else ran for so long.
-const INTERRUPTED: Duration = Duration::from_micros(100);
-
 /// The receiving half.
 #[derive(Debug)]
 pub struct Receiver {
@@ -162,33 +157,6 @@ impl Receiver {
             _ if self.closed_here.load(Ordering::Acquire) => LinkError::ClosedHere,
             error => error,
         })
-    }
-
-    /// Waits until bytes are here, without sleeping between `from` and `until` while `awake` says so; comes back by `until` at
-    /// the latest. A thread that sleeps when bytes come is woken some tens of microseconds later. False when it was in vain:
-    /// nothing came, or others wanted this core and got it.
-    pub fn watch(&self, from: Instant, until: Instant, awake: impl Fn() -> bool) -> bool {
-        let mut before = None;
-        while !self.records.has_bytes() {
-            let now = Instant::now();
-            let interrupted = before.is_some_and(|at| now.saturating_duration_since(at) > INTERRUPTED);
-            if interrupted || now >= until {
-                return false;
-            }
-            if now >= from {
-                if !awake() {
-                    break;
-                }
-                before = Some(now);
-            }
-            let wait = Timespec::try_from(from.saturating_duration_since(now)).ok();
-            let mut sockets = [PollFd::new(&*self.stream.0, PollFlags::IN)];
-            // What is wrong with the socket, the next read says.
-            if poll(&mut sockets, wait.as_ref()) != Ok(0) {
-                break;
-            }
-        }
-        true
     }
 
     /// When the first bytes of the message received last were here; the rest came, and was decrypted, after that. `None`

@@ -200,11 +200,6 @@ impl<R: Read> RecordReader<R> {
         self.began_at
     }
 
-    /// Whether bytes of the next message came with the last one.
-    pub(crate) fn has_bytes(&self) -> bool {
-        self.start < self.end
-    }
-
     pub(crate) fn set_bytes_max(&mut self, bytes_max: usize) {
         self.bytes_max = bytes_max;
     }

@@ -262,19 +262,6 @@ impl Coordinator {
 
     /// Waits for whatever comes first: a request, an answer, news of a member, or a deadline.
     fn wait(&mut self) -> Result<Flow, NodeError> {
-        self.set_waiting(true);
-        let flow = self.wait_for_anything();
-        self.set_waiting(false);
-        flow
-    }
-
-    fn set_waiting(&self, waiting: bool) {
-        if let Some(ring) = &self.ring {
-            ring.inbox.set_waiting(waiting);
-        }
-    }
-
-    fn wait_for_anything(&mut self) -> Result<Flow, NodeError> {
         let now = now_us();
         let deadline = self.scheduler.next_deadline_us();
         // A process that was stopped finds its deadline passed, and the answer that is here not yet decrypted.

@@ -30,7 +30,6 @@ mod lookout;
 pub mod machine;
 mod measure;
 mod outbox;
-mod pace;
 pub mod pairing;
 mod perplexity;
 mod profile;

@@ -4,9 +4,8 @@
 //! chunk of a prompt arrives while this one is computed, and a slow stage slows its sender down instead of filling
 //! memory. Buffers go round; nothing is allocated per step once they have grown.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
@@ -19,7 +18,6 @@ use swarm_wire::{
 use crate::clock::{at_us, now_us};
 use crate::error::NodeError;
 use crate::outbox::Outbox;
-use crate::pace::Pace;
 use crate::refusals::Refusals;
 use crate::runner::{Failure, StageRunner};
 use crate::serve::broken_on;
@@ -88,8 +86,6 @@ pub(crate) struct Inbox {
     pub frames: Receiver<Inbound>,
     used: Sender<Vec<u8>>,
     end: Receiver<InboxEnd>,
-    /// The thread that computes has nothing to do: then the receiving one may watch for the next frame.
-    waiting: Arc<AtomicBool>,
     /// Shared with the receiving thread, which holds it only to write a receipt.
     receipts: Arc<Mutex<swarm_link::Sender>>,
 }
@@ -121,11 +117,6 @@ impl InboxEnd {
 }
 
 impl Inbox {
-    /// Notes whether the thread that computes waits for frames.
-    pub fn set_waiting(&self, waiting: bool) {
-        self.waiting.store(waiting, Ordering::Relaxed);
-    }
-
     /// Gives a frame's buffer back.
     pub fn recycle(&self, inbound: Inbound) {
         // Full only when the receiver has enough buffers already.
@@ -139,11 +130,9 @@ impl Inbox {
 
     /// Counts `code` and tells it to the other end, whose link is about to be closed.
     pub fn refuse(&self, refusals: &Refusals, epoch: Epoch, code: CloseCode) {
-        // A receipt that is not taken just now would not be followed by another message soon.
-        match self.receipts.try_lock() {
-            Ok(mut receipts) => refusals.tell(&mut receipts, epoch, code),
-            Err(_) => refusals.count(code),
-        }
+        // The receiving thread may be about to acknowledge; it holds the sender no longer than a write may take.
+        let mut receipts = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
+        refusals.tell(&mut receipts, epoch, code);
     }
 }
 
@@ -163,18 +152,11 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
     let (sink, frames) = bounded(queue(limits));
     let (used, buffers) = bounded::<Vec<u8>>(queue(limits).saturating_add(1));
     let (last_word, end) = bounded(1);
-    let waiting = Arc::<AtomicBool>::default();
-    let is_waiting = waiting.clone();
     let body = move || {
-        let mut pace = Pace::default();
         loop {
-            if let Some((from, until)) = pace.due() {
-                pace.watched(link.watch(from, until, || is_waiting.load(Ordering::Relaxed)));
-            }
             let mut bytes = buffers.try_recv().unwrap_or_default();
             match link.receive(&mut bytes) {
                 Ok(wire_bytes) => {
-                    pace.came(Instant::now());
                     let received_us = now_us();
                     let arriving_us = link.began_at().map_or(received_us, at_us).min(received_us);
                     let arrival = Arrival { arriving_us, received_us };
@@ -208,7 +190,7 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
         .name("receive".into())
         .spawn(body)
         .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-    Ok(Inbox { frames, used, end, waiting, receipts })
+    Ok(Inbox { frames, used, end, receipts })
 }
 
 /// A stage at work between its upstream and its downstream.
@@ -228,15 +210,13 @@ pub(crate) struct StageLoop<'a> {
 impl StageLoop<'_> {
     /// Serves frames until the upstream ends (`Ok`) or something breaks.
     pub fn run(&mut self, inbox: &Inbox) -> Result<(), NodeError> {
-        loop {
-            inbox.set_waiting(true);
-            let Ok(inbound) = inbox.frames.recv() else { return Ok(()) };
-            inbox.set_waiting(false);
+        while let Ok(inbound) = inbox.frames.recv() {
             let under_way = TRAFFIC.step();
             self.step(&inbound)?;
             drop(under_way);
             inbox.recycle(inbound);
         }
+        Ok(())
     }
 
     /// One frame: admitted, computed, sent on.
