@@ -90,13 +90,13 @@ impl FloatPanel {
                     }
                 }
             }
+            let tiles = out.len().div_ceil(TRIPLE) * rows.len().div_ceil(4);
+            let mut tile = half * tiles;
             for n in (0..out.len()).step_by(TRIPLE) {
-                if half == 1 {
-                    let (part, parts) = (n / TRIPLE, out.len().div_ceil(TRIPLE));
-                    ask_for_next(rows, start, TRIPLE_CHUNK, part, parts, KIND);
-                }
                 let x = x.triple(first + n, start, half);
                 for r in (0..rows.len()).step_by(4) {
+                    ask_for_next(rows, start, TRIPLE_CHUNK, tile, 2 * tiles, KIND);
+                    tile += 1;
                     match out.len() - n {
                         1 => self.tile::<1>(r, x, n),
                         2 => self.tile::<2>(r, x, n),

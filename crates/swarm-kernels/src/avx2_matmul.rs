@@ -11,7 +11,7 @@ use crate::dtype::DType;
 use crate::pack::{LANES, Packed};
 
 /// From this many tokens on, widening a panel of float weights once pays: then float activations are in triples.
-pub(crate) const PANEL_TOKENS: usize = 6;
+pub(crate) const PANEL_TOKENS: usize = 12;
 
 thread_local! {
     /// Each compute thread's own panels, so that a step allocates nothing.

@@ -134,15 +134,17 @@ unsafe fn run<const KIND: u8>(
     first: usize,
     values: &mut [[f32; LANES]],
 ) {
-    // SAFETY: the caller's promise, passed on.
-    unsafe {
-        match values.len() {
-            1 => few::<4, 1, KIND>(rows, x, first, values),
-            2 => few::<1, 2, KIND>(rows, x, first, values),
-            3 => few::<4, 3, KIND>(rows, x, first, values),
-            4 => few::<4, 4, KIND>(rows, x, first, values),
-            5 => few::<4, 5, KIND>(rows, x, first, values),
-            tokens => unreachable!("{tokens} tokens are in triples"),
+    // The rows stay in the L1 cache from four tokens to the next.
+    for (four, values) in values.chunks_mut(4).enumerate() {
+        let first = first + 4 * four;
+        // SAFETY: the caller's promise, passed on.
+        unsafe {
+            match values.len() {
+                1 => few::<4, 1, KIND>(rows, x, first, values),
+                2 => few::<1, 2, KIND>(rows, x, first, values),
+                3 => few::<4, 3, KIND>(rows, x, first, values),
+                _ => few::<4, 4, KIND>(rows, x, first, values),
+            }
         }
     }
 }
@@ -223,8 +225,9 @@ impl Panel {
             for (group, rows) in rows.chunks(LANES).enumerate() {
                 // SAFETY: the rows are as long as the tokens.
                 unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
+                let parts = block.len().div_ceil(WIDE);
                 for (part, n) in (0..block.len()).step_by(WIDE).enumerate() {
-                    ask_for_next(rows, start, COLUMNS, part, block.len().div_ceil(WIDE), KIND);
+                    ask_for_next(rows, start, COLUMNS, half * parts + part, 2 * parts, KIND);
                     let left = block.len() - n;
                     let x = [columns(n), columns(if left > TRIPLE { n + TRIPLE } else { n })];
                     match left {

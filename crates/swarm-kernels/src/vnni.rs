@@ -41,6 +41,9 @@ pub(crate) use {ymm::Ymm, zmm::Zmm};
 
 /// Rows in the widest vector.
 pub(crate) const ROWS: usize = 2 * LANES;
+/// Up to so many tokens meet the weights as stored, four at a time: unpacking them for all costs more than doing it for each
+/// four, while the groups are in the L1 cache.
+const FEW: usize = 4 * SIDE;
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
 /// How far ahead each group's planes are asked for, in bytes.
@@ -323,14 +326,20 @@ impl DotPanel {
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
-        // SAFETY: the caller's promise, passed on.
-        unsafe {
-            match out.len() {
-                1 => L::tile::<F, 1>(groups, shape, x, out),
-                2 => L::tile::<F, 2>(groups, shape, x, out),
-                3 => L::tile::<F, 3>(groups, shape, x, out),
-                4 => L::tile::<F, 4>(groups, shape, x, out),
-                _ => L::panel::<F>(self, groups, shape, x, out),
+        if out.len() > FEW {
+            // SAFETY: the caller's promise, passed on.
+            return unsafe { L::panel::<F>(self, groups, shape, x, out) };
+        }
+        for (panel, out) in out.chunks_mut(SIDE).enumerate() {
+            let x = Tokens { panel: x.panel + panel, ..x };
+            // SAFETY: the caller's promise, passed on.
+            unsafe {
+                match out.len() {
+                    1 => L::tile::<F, 1>(groups, shape, x, out),
+                    2 => L::tile::<F, 2>(groups, shape, x, out),
+                    3 => L::tile::<F, 3>(groups, shape, x, out),
+                    _ => L::tile::<F, 4>(groups, shape, x, out),
+                }
             }
         }
     }
