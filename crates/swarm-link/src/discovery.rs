@@ -457,7 +457,9 @@ impl Supervisor {
         if life.again.last().is_some_and(|at| now >= *at) {
             life.again.pop();
             if let Err(error) = self.announce(life) {
-                return Some(End::Failed(format!("announcing this node again failed: {error}")));
+                // It is busy, in a flood for instance; the pulse finds out whether it lives.
+                tracing::debug!("not announced again yet: {error}");
+                life.again.push(now + AGAIN[0]);
             }
         }
         if now >= life.pulse_at {
