@@ -20,7 +20,7 @@ use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES, entry_bytes};
 use crate::quant::segment;
 
-/// How far ahead weights are asked for, in bytes: a few blocks more than the CPU looks ahead by itself.
+/// How far ahead weights are asked for, in bytes: what memory has on its way to one core.
 pub(crate) const PREFETCH: usize = 8192;
 
 /// The facts of one packed format that a tile is compiled for.

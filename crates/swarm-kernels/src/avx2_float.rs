@@ -195,7 +195,7 @@ pub(crate) fn ask_for_next(
 /// The contract's tree over the eight lanes of each of eight rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn half_trees(rows: &[Eight; LANES]) -> __m256 {
+fn half_trees(rows: &[Eight; LANES]) -> __m256 {
     // SAFETY: eight aligned f32.
     let row = |r: usize| unsafe { _mm256_load_ps(rows[r].0.as_ptr()) };
     let pairs = |r: usize| _mm256_hadd_ps(row(r), row(r + 1)); // 01 23 of r, of r + 1 | 45 67 of r, of r + 1
