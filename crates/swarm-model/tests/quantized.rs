@@ -6,34 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use common::{Chain, Opened, bits, open_hf};
+use common::{Chain, Opened, bits, open_counting, open_hf};
 use swarm_kernels::{Pool, Quant};
 use swarm_model::{KvType, LoadOptions, Stage, keep_quantized};
 use swarm_testkit::golden;
 use swarm_testkit::toy::{self, Storage};
-use swarm_weights::{Checkpoint, FileSource, QuantizedError, QuantizedStore, Source, SourceError, quantized};
+use swarm_weights::{Checkpoint, QuantizedError, QuantizedStore, quantized};
 use tempfile::TempDir;
-
-/// A file that counts what is read of it.
-struct Counting {
-    inner: FileSource,
-    reads: Arc<Mutex<u64>>,
-}
-
-impl Source for Counting {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
-        *self.reads.lock().unwrap() += out.len() as u64;
-        self.inner.read_at(offset, out)
-    }
-}
 
 struct Bench {
     checkpoint: Checkpoint,
@@ -46,12 +25,8 @@ impl Bench {
     fn new(name: &str, quant: Quant) -> Self {
         // Large enough for several pieces to a tensor.
         let opened = open_hf(&toy::spec(name).with_config("vocab_size", 9000.into()), Storage::F32);
-        let reads = Arc::new(Mutex::new(0));
-        let opener = |path: &Path| {
-            let inner = FileSource::open(path)?;
-            Ok(Arc::new(Counting { inner, reads: reads.clone() }) as Arc<dyn Source>)
-        };
-        let checkpoint = Checkpoint::open_with(opened.path(), &opener).unwrap().quantized(Some(quant));
+        let (checkpoint, reads) = open_counting(opened.path());
+        let checkpoint = checkpoint.quantized(Some(quant));
         checkpoint.held_fingerprint().unwrap();
         Self { checkpoint, reads, cache: tempfile::tempdir().unwrap(), _opened: opened }
     }

@@ -6,33 +6,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use common::{Chain, bits, open_hf};
+use common::{Chain, bits, open_counting, open_hf};
 use swarm_kernels::{Pool, Quant};
 use swarm_model::{Kept, KvType, LoadOptions, Stage};
 use swarm_testkit::golden;
 use swarm_testkit::toy::{self, Storage};
-use swarm_weights::{Checkpoint, FileSource, Source, SourceError, TensorInfo};
-
-/// A file that counts what is read of it.
-struct Counting {
-    inner: FileSource,
-    reads: Arc<Mutex<u64>>,
-}
-
-impl Source for Counting {
-    fn name(&self) -> &str {
-        self.inner.name()
-    }
-
-    fn len(&self) -> u64 {
-        self.inner.len()
-    }
-
-    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
-        *self.reads.lock().unwrap() += out.len() as u64;
-        self.inner.read_at(offset, out)
-    }
-}
+use swarm_weights::{Checkpoint, TensorInfo};
 
 /// Bytes in the file of the tensors in which a stage of `now` is not like one of `before`, but for an embedding that is
 /// looked up.
@@ -51,12 +30,8 @@ fn difference(checkpoint: &Checkpoint, before: &Range<usize>, now: &Range<usize>
 fn only_the_difference_is_read_and_the_bits_are_the_same() {
     for (name, quant) in [("llama", None), ("qwen2", Some(Quant::Q8_0)), ("qwen3", Some(Quant::Q4_0))] {
         let opened = open_hf(&toy::spec(name), Storage::F16);
-        let reads = Arc::new(Mutex::new(0));
-        let opener = |path: &Path| {
-            let inner = FileSource::open(path)?;
-            Ok(Arc::new(Counting { inner, reads: reads.clone() }) as Arc<dyn Source>)
-        };
-        let checkpoint = Checkpoint::open_with(opened.path(), &opener).unwrap().quantized(quant);
+        let (checkpoint, reads) = open_counting(opened.path());
+        let checkpoint = checkpoint.quantized(quant);
         let ids = &golden(name).ids[..12];
         let want = Chain::single(&checkpoint, KvType::F16).logits(&Pool::new(1), ids, &[5, 1]);
         let mut kept = Kept::default();
