@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use common::{Chain, Opened, bits, open_counting, open_hf};
+use common::counting::open_counting;
+use common::{Chain, Opened, bits, open_hf};
 use swarm_kernels::{Pool, Quant};
 use swarm_model::{KvType, LoadOptions, Stage, keep_quantized};
 use swarm_testkit::golden;

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use common::{Chain, bits, open_counting, open_hf};
+use common::counting::open_counting;
+use common::{Chain, bits, open_hf};
 use swarm_kernels::{Pool, Quant};
 use swarm_model::{Kept, KvType, LoadOptions, Stage};
 use swarm_testkit::golden;

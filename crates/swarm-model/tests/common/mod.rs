@@ -1,10 +1,8 @@
 //! Toy models opened from real files, and stages chained in one process.
 #![allow(dead_code)] // each test file uses its own part
 
-mod counting;
+pub mod counting;
 pub mod naive;
-
-pub use counting::open_counting;
 
 use std::ops::Range;
 
