@@ -3,8 +3,7 @@
 mod common;
 
 use std::ops::Range;
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use common::counting::open_counting;
 use common::{Chain, bits, open_hf};
