@@ -568,7 +568,7 @@ fn prepare(
             reason: "it serves another coordinator; try again when that one is done".into(),
         });
     }
-    // An earlier stage of the same coordinator goes first; its weights stay if they are the same.
+    // An earlier stage of the same coordinator goes first; weights of layers that stay here stay.
     slot.take();
     shared.shelf.open(owner.number);
     let stage = StageHandle::begin(shared, sender.clone(), order.clone(), owner, closer.clone())?;

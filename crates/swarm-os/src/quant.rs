@@ -1,5 +1,6 @@
 //! What `--quant` would do to a model, in words, before anything is loaded.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use swarm_kernels::Quant;
@@ -17,7 +18,7 @@ pub fn check(model: &Path, quant: Option<Quant>) -> Result<Vec<String>, Failure>
     let Some(quant) = quant else { return Ok(Vec::new()) };
     let opened = Checkpoint::open(model).map_err(NodeError::from)?.quantized(Some(quant));
     let groups = opened.quant_groups();
-    let notes: Vec<String> = groups.iter().filter_map(|group| note(quant, group)).collect();
+    let notes = notes(quant, &groups);
     if groups.iter().any(|group| group.to != group.from) {
         return Ok(notes);
     }
@@ -29,20 +30,34 @@ pub fn check(model: &Path, quant: Option<Quant>) -> Result<Vec<String>, Failure>
     )))
 }
 
+/// Float matrices by the length of their rows, which decides what they become; of the others only how many there are.
+fn notes(quant: Quant, groups: &[QuantGroup]) -> Vec<String> {
+    let mut stay = BTreeMap::<_, usize>::new();
+    for group in groups.iter().filter(|group| group.from.is_quantized()) {
+        *stay.entry(group.from).or_default() += group.matrices;
+    }
+    let stay = stay.into_iter().map(|(dtype, matrices)| match matrices {
+        1 => format!("one matrix is {} in the file and stays so", dtype.name()),
+        _ => format!("{matrices} matrices are {} in the file and stay so", dtype.name()),
+    });
+    let floats = groups.iter().filter(|group| !group.from.is_quantized());
+    floats.filter_map(|group| note(quant, group)).chain(stay).collect()
+}
+
 fn note(quant: Quant, group: &QuantGroup) -> Option<String> {
     let &QuantGroup { from, to, cols, matrices } = group;
     let (name, block) = (quant.dtype().name(), quant.dtype().block_len());
-    let which = if matrices == 1 { "one matrix has".to_owned() } else { format!("{matrices} matrices have") };
-    if from.is_quantized() {
-        let are = if matrices == 1 { "one matrix is".to_owned() } else { format!("{matrices} matrices are") };
-        Some(format!("{are} {} in the file and stay so", from.name()))
-    } else if to == quant.dtype() {
+    let one = matrices == 1;
+    let which = if one { "one matrix has".to_owned() } else { format!("{matrices} matrices have") };
+    if to == quant.dtype() {
         None
     } else if to == from {
-        Some(format!("{which} rows of {cols} values, no whole blocks of 32, and stay {}", from.name()))
+        let stay = if one { "stays" } else { "stay" };
+        Some(format!("{which} rows of {cols} values, no whole blocks of 32, and {stay} {}", from.name()))
     } else {
+        let turn = if one { "becomes" } else { "become" };
         Some(format!(
-            "{which} rows of {cols} values, no whole {name} blocks of {block}, and become {}",
+            "{which} rows of {cols} values, no whole {name} blocks of {block}, and {turn} {}",
             to.name()
         ))
     }
