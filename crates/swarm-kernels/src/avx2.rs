@@ -17,7 +17,7 @@ use std::arch::x86_64::*;
 use crate::activation::{QuantBlock, QuantRows, SIDE};
 use crate::block::Scheme;
 use crate::dtype::DType;
-use crate::pack::{GroupShape, LANES, entry_bytes};
+use crate::pack::{GroupShape, LANES, Layout};
 use crate::quant::segment;
 
 /// How far ahead weights are asked for, in bytes: what memory has on its way to one core.
@@ -30,6 +30,7 @@ pub(crate) trait Tile {
     const OFFSET: i32;
     /// Quads whose products fit one 16-bit sum: `quads * 2 * 127 * largest code <= 32767`.
     const QUADS: usize;
+    const LAYOUT: Layout = Layout::new(Self::SCHEME, Self::BITS, LANES);
     /// Groups that meet many tokens together. Two share what is read of the tokens, which pays where the 16-bit sums need
     /// no registers of their own.
     const GROUPS: usize = if Self::QUADS == 1 { 2 } else { 1 };
@@ -108,7 +109,7 @@ unsafe fn tile<F: Tile, const N: usize>(
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
-                ask_ahead::<F>(group, shape, block);
+                ask_ahead::<F>(group, block);
                 add_block::<F, 1, N, false>([planes], [&scales], x, &mut acc);
             }
         }
@@ -152,14 +153,12 @@ pub(crate) struct Scales {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn stored<F: Tile>(group: &[u8], shape: GroupShape, block: usize) -> (*const u8, Scales) {
-    let (super_bytes, scale_bytes) = entry_bytes(F::SCHEME);
-    // SAFETY: the streams lie inside the group for every block below `shape.blocks` (`GroupShape::new`): d is 8 f16
-    // at the head of its entry, m, where the scheme has one, the 8 f16 after it; a scales entry has 16 bytes at least.
+    let (start, place) = (group.as_ptr(), F::LAYOUT.place(shape.blocks, block));
+    // SAFETY: the place is inside the group for every block below `shape.blocks` (`GroupShape::new`): supers are 8 f16 twice
+    // where the scheme has them, scales 8 f16 or pairs of bytes, and 8 more f16 where the scheme has m.
     unsafe {
-        let start = group.as_ptr();
-        let supers = start.add(block / 8 * super_bytes);
-        let scales = start.add(shape.scales + block * scale_bytes);
-        let planes = start.add(shape.planes + block * 32 * F::BITS);
+        let (supers, scales) = (start.add(place.supers), start.add(place.scales));
+        let planes = start.add(place.planes);
         let pairs = _mm_loadu_si128(scales.cast());
         let (zero, one) = (_mm256_setzero_si256(), _mm256_set1_epi16(1));
         let scales = match F::SCHEME {
@@ -234,17 +233,14 @@ pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PL
     }
 }
 
-/// Asks for what comes [`PREFETCH`] bytes of planes after `block`.
+/// Asks for what comes [`PREFETCH`] bytes after `block`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_ahead<F: Tile>(group: &[u8], shape: GroupShape, block: usize) {
-    let (planes, scales) = shape.ahead(F::SCHEME, F::BITS, 1, block, PREFETCH);
-    // Never faults, also beyond the end of the weights.
-    for line in 0..F::BITS.div_ceil(2) {
-        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(planes + 64 * line).cast());
-    }
-    if let Some(scales) = scales {
-        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(scales).cast());
+fn ask_ahead<F: Tile>(group: &[u8], block: usize) {
+    let (at, lines) = F::LAYOUT.ahead(block, PREFETCH);
+    for line in 0..lines {
+        // Never faults, also beyond the end of the weights.
+        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(at + 64 * line).cast());
     }
 }
 

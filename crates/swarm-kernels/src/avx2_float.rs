@@ -17,6 +17,7 @@ use std::arch::x86_64::*;
 use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CHUNK};
 use crate::avx2::{PREFETCH, load_halves, tree};
 use crate::dtype::DType;
+use crate::interleave::{STRIPE, Stripes};
 use crate::pack::LANES;
 
 /// A group of 8 float rows times up to [`FLOAT_TOKENS`] tokens. Large: made once per thread.
@@ -38,7 +39,7 @@ impl FloatPanel {
         })
     }
 
-    /// `out[n][r]` for `rows.len()` rows (at most 8) and the tokens from `first` on, `out.len()` of them (at most
+    /// `out[n][r]` for some rows (at most 8) and the tokens from `first` on, `out.len()` of them (at most
     /// [`FLOAT_TOKENS`]).
     ///
     /// # Safety
@@ -46,13 +47,13 @@ impl FloatPanel {
     pub unsafe fn multiply(
         &mut self,
         dtype: DType,
-        rows: &[&[u8]],
+        rows: Stripes<'_>,
         x: &FloatRows,
         first: usize,
         out: &mut [[f32; LANES]],
     ) {
-        assert!(rows.len() <= LANES && out.len() <= FLOAT_TOKENS);
-        assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
+        assert!(rows.rows() <= LANES && out.len() <= FLOAT_TOKENS);
+        assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
         for half in 0..2 {
             // SAFETY: features promised by the caller, lengths asserted.
             unsafe {
@@ -73,7 +74,7 @@ impl FloatPanel {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn run<const KIND: u8>(
         &mut self,
-        rows: &[&[u8]],
+        rows: Stripes<'_>,
         x: &FloatRows,
         half: usize,
         first: usize,
@@ -81,21 +82,25 @@ impl FloatPanel {
     ) {
         self.partial[..out.len()].fill([Eight([0.0; 8]); LANES]);
         for start in (0..x.cols()).step_by(TRIPLE_CHUNK) {
-            for (r, row) in rows.iter().enumerate() {
-                for (i, to) in self.weights[r / 4].iter_mut().take((x.cols() - start) / 16).enumerate() {
-                    // SAFETY: `start + 16 * i + 16` values are inside the row; eight f32 are written.
-                    unsafe {
-                        let values = load_weights::<KIND>(row, start + 16 * i + 8 * half);
-                        _mm256_store_ps(to[r % 4].0.as_mut_ptr(), values);
+            let len = (x.cols() - start) / 16;
+            for (weights, bytes) in self.weights.iter_mut().zip(rows.bytes.chunks_exact(rows.shape.bytes)) {
+                let stripe = Stripes { bytes, ..rows };
+                for (i, to) in weights.iter_mut().take(len).enumerate() {
+                    for (r, to) in to.iter_mut().enumerate() {
+                        let at = stripe.at(r, start / 16 + i) + half * rows.shape.sixteen / 2;
+                        // SAFETY: eight values of the row are there, by the assert; eight f32 are written.
+                        unsafe {
+                            _mm256_store_ps(to.0.as_mut_ptr(), load_weights::<KIND>(bytes.as_ptr().add(at)))
+                        };
                     }
                 }
             }
-            let tiles = out.len().div_ceil(TRIPLE) * rows.len().div_ceil(4);
+            let tiles = out.len().div_ceil(TRIPLE) * rows.rows() / 4;
             let mut tile = half * tiles;
             for n in (0..out.len()).step_by(TRIPLE) {
                 let x = x.triple(first + n, start, half);
-                for r in (0..rows.len()).step_by(4) {
-                    ask_for_next(rows, start, TRIPLE_CHUNK, tile, 2 * tiles, KIND);
+                for r in (0..rows.rows()).step_by(4) {
+                    ask_for_next(rows, start, TRIPLE_CHUNK, tile, 2 * tiles);
                     tile += 1;
                     match out.len() - n {
                         1 => self.tile::<1>(r, x, n),
@@ -173,20 +178,13 @@ fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256;
 /// on will read of them.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_for_next(
-    rows: &[&[u8]],
-    start: usize,
-    columns: usize,
-    part: usize,
-    parts: usize,
-    kind: u8,
-) {
-    let bytes = if kind == 0 { 4 } else { 2 };
-    for row in rows {
-        let panel = (row.len() - start * bytes).min(columns * bytes);
+pub(crate) fn ask_for_next(rows: Stripes<'_>, start: usize, columns: usize, part: usize, parts: usize) {
+    let from = rows.at(0, start / 16);
+    let panel = (rows.shape.bytes - from).min(rows.at(0, columns / 16));
+    for stripe in rows.bytes.chunks_exact(rows.shape.bytes) {
         for line in (panel * part / parts..panel * (part + 1) / parts).step_by(64) {
             // Never faults, also beyond the end of the weights.
-            let next = row.as_ptr().wrapping_add(rows.len() * row.len() + start * bytes + line);
+            let next = stripe.as_ptr().wrapping_add(rows.bytes.len() + from + line);
             _mm_prefetch::<_MM_HINT_T1>(next.cast());
         }
     }
@@ -204,50 +202,52 @@ fn half_trees(rows: &[Eight; LANES]) -> __m256 {
     _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
 }
 
-/// `R` rows of float weights times `N` tokens from `first` on; `out[n][r]`.
-///
-/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
+/// Rows `row .. row + R` of a stripe times `N` tokens from `first` on; `out[n][r]`.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
 pub(crate) unsafe fn float_tile<const R: usize, const N: usize>(
     dtype: DType,
-    rows: &[&[u8]; R],
+    stripe: &[u8],
+    row: usize,
     x: &FloatRows,
     first: usize,
     out: &mut [[f32; R]; N],
 ) {
-    assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
+    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes() && row + R <= STRIPE);
     // SAFETY: features promised by the caller, lengths asserted.
     unsafe {
         match dtype {
-            DType::F32 => floats::<R, N, 0>(rows, x, first, out),
-            DType::F16 => floats::<R, N, 1>(rows, x, first, out),
-            DType::BF16 => floats::<R, N, 2>(rows, x, first, out),
+            DType::F32 => floats::<R, N, 0>(stripe, row, x, first, out),
+            DType::F16 => floats::<R, N, 1>(stripe, row, x, first, out),
+            DType::BF16 => floats::<R, N, 2>(stripe, row, x, first, out),
             _ => unreachable!("not a float"),
         }
     }
 }
 
 /// # Safety
-/// All rows hold `x.cols()` values. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+/// As [`float_tile`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
-    rows: &[&[u8]; R],
+    stripe: &[u8],
+    row: usize,
     x: &FloatRows,
     first: usize,
     out: &mut [[f32; R]; N],
 ) {
+    let sixteen = if KIND == 0 { 64 } else { 32 };
     let mut acc = [[[_mm256_setzero_ps(); 2]; R]; N];
     for start in (0..x.cols()).step_by(CHUNK) {
         let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(first + n, start));
         for i in 0..x[0][0].len() {
-            let k = start + 16 * i;
+            let at = (start / 16 + i) * STRIPE * sixteen;
             for half in 0..2 {
                 let mut w = [_mm256_setzero_ps(); R];
                 for r in 0..R {
-                    // SAFETY: `k + 16` values are inside the row; a prefetch never faults.
-                    w[r] = unsafe { load_weights::<KIND>(rows[r], k + 8 * half) };
+                    let at = at + (row + r) * sixteen + half * sixteen / 2;
+                    // SAFETY: eight values of the row are there.
+                    w[r] = unsafe { load_weights::<KIND>(stripe.as_ptr().add(at)) };
                 }
                 for n in 0..N {
                     // SAFETY: the halves of all tokens are equally long; eight f32.
@@ -257,7 +257,9 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
                     }
                 }
             }
-            ask_ahead::<R, KIND>(rows, k);
+            if row == 0 {
+                ask_ahead::<KIND>(stripe, at);
+            }
         }
     }
     for n in 0..N {
@@ -267,38 +269,30 @@ unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
     }
 }
 
-/// Asks for what a tile of `R` rows, one behind the other in memory, reads [`PREFETCH`] bytes after column `k`, once per cache
-/// line: in these rows, or in the `R` rows behind them.
+/// Asks for what comes [`PREFETCH`] bytes after the 16 columns at `at`: in this stripe, or in those behind it.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_ahead<const R: usize, const KIND: u8>(rows: &[&[u8]; R], k: usize) {
-    let at = k * if KIND == 0 { 4 } else { 2 };
-    if at.is_multiple_of(64) {
-        let mut next = at + PREFETCH / R;
-        if next >= rows[0].len() {
-            next += (R - 1) * rows[0].len();
-        }
-        for row in rows {
-            // Never faults, also beyond the end of the weights.
-            _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(next).cast());
-        }
+pub(crate) fn ask_ahead<const KIND: u8>(stripe: &[u8], at: usize) {
+    for line in 0..if KIND == 0 { 4 } else { 2 } {
+        // Never faults, also beyond the end of the weights.
+        _mm_prefetch::<_MM_HINT_T0>(stripe.as_ptr().wrapping_add(at + PREFETCH + 64 * line).cast());
     }
 }
 
-/// Eight weights from value `k` on, as f32.
+/// Eight weights as f32.
 ///
 /// # Safety
-/// `k + 8` values are inside `row`.
+/// They are readable.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(crate) unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m256 {
+pub(crate) unsafe fn load_weights<const KIND: u8>(at: *const u8) -> __m256 {
     // SAFETY: promised by the caller; loads have no alignment demand.
     unsafe {
         match KIND {
-            0 => _mm256_loadu_ps(row.as_ptr().add(4 * k).cast()),
-            1 => load_halves(row.as_ptr().add(2 * k)),
+            0 => _mm256_loadu_ps(at.cast()),
+            1 => load_halves(at),
             _ => {
-                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(row.as_ptr().add(2 * k).cast()));
+                let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast()));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits))
             }
         }

@@ -8,6 +8,7 @@ use crate::avx2::quant_tile;
 use crate::avx2_float::{FloatPanel, float_tile};
 use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
+use crate::interleave::{STRIPE, Stripes};
 use crate::pack::{LANES, Packed};
 
 /// From this many tokens on, widening a panel of float weights once pays: then float activations are in triples.
@@ -77,29 +78,28 @@ pub(crate) unsafe fn quant_groups(
 /// The CPU has AVX2, FMA and F16C.
 pub(crate) unsafe fn float_group(
     dtype: DType,
-    rows: &[&[u8]],
+    rows: Stripes<'_>,
     x: &FloatRows,
     block: Range<usize>,
     values: &mut [[f32; LANES]],
 ) {
-    /// A tile of `R` rows from `r` on and `N` tokens, copied to its place.
+    /// A tile of `N` tokens and `R` rows of a stripe, the first of which is row `place` of the group.
     ///
     /// # Safety
     /// As [`float_group`].
     unsafe fn tile<const R: usize, const N: usize>(
         dtype: DType,
-        rows: &[&[u8]],
-        r: usize,
+        stripe: &[u8],
+        place: usize,
         x: &FloatRows,
         token: usize,
         values: &mut [[f32; LANES]],
     ) {
-        let rows: [_; R] = std::array::from_fn(|i| rows[r + i]);
         let mut out = [[0.0; R]; N];
         // SAFETY: promised by the caller.
-        unsafe { float_tile(dtype, &rows, x, token, &mut out) };
+        unsafe { float_tile(dtype, stripe, place % STRIPE, x, token, &mut out) };
         for (values, out) in values.iter_mut().zip(&out) {
-            values[r..r + R].copy_from_slice(out);
+            values[place..place + R].copy_from_slice(out);
         }
     }
     if x.in_triples() {
@@ -109,32 +109,24 @@ pub(crate) unsafe fn float_group(
         });
         return;
     }
-    let mut at = 0;
-    while at < block.len() {
-        let (token, left) = (block.start + at, (block.len() - at).min(3));
-        let values = &mut values[at..];
-        let mut r = 0;
-        // Twelve accumulators keep both FMA units busy: 4 rows x 1 token alone, 2 x 3 or 2 x 2 among others.
-        while r < rows.len() {
-            let wide = match (left, rows.len() - r) {
-                (1, 4..) => 4,
-                (_, 2..) => 2,
-                _ => 1,
-            };
+    // A stripe stays in the L1 cache from three tokens to the next. Eight to twelve sums keep both FMA units busy.
+    for (at, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
+        for (three, values) in values[..block.len()].chunks_mut(3).enumerate() {
+            let (first, token) = (STRIPE * at, block.start + 3 * three);
             // SAFETY: promised by the caller.
             unsafe {
-                match (left, wide) {
-                    (1, 4) => tile::<4, 1>(dtype, rows, r, x, token, values),
-                    (1, 2) => tile::<2, 1>(dtype, rows, r, x, token, values),
-                    (2, 2) => tile::<2, 2>(dtype, rows, r, x, token, values),
-                    (_, 2) => tile::<2, 3>(dtype, rows, r, x, token, values),
-                    (1, _) => tile::<1, 1>(dtype, rows, r, x, token, values),
-                    (2, _) => tile::<1, 2>(dtype, rows, r, x, token, values),
-                    _ => tile::<1, 3>(dtype, rows, r, x, token, values),
+                match values.len() {
+                    1 => tile::<4, 1>(dtype, stripe, first, x, token, values),
+                    2 => {
+                        tile::<2, 2>(dtype, stripe, first, x, token, values);
+                        tile::<2, 2>(dtype, stripe, first + 2, x, token, values);
+                    }
+                    _ => {
+                        tile::<2, 3>(dtype, stripe, first, x, token, values);
+                        tile::<2, 3>(dtype, stripe, first + 2, x, token, values);
+                    }
                 }
             }
-            r += wide;
         }
-        at += left;
     }
 }

@@ -22,6 +22,7 @@ use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CH
 use crate::avx2::tree;
 use crate::avx2_float::{ask_ahead, ask_for_next, load_weights as load_half};
 use crate::dtype::DType;
+use crate::interleave::{STRIPE, Stripes};
 use crate::pack::LANES;
 
 /// Tokens of a panel's tile.
@@ -65,19 +66,17 @@ thread_local! {
 /// Up to [`PANEL_ROWS`] float rows times the tokens of `block`, which are in triples, [`FLOAT_TOKENS`] at most: `put(token, its
 /// values)`, of which those of missing rows mean nothing.
 ///
-/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
-///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C.
 pub(crate) unsafe fn float_panel(
     dtype: DType,
-    rows: &[&[u8]],
+    rows: Stripes<'_>,
     x: &FloatRows,
     block: Range<usize>,
     put: impl Fn(usize, &[f32; PANEL_ROWS]),
 ) {
-    assert!(rows.len() <= PANEL_ROWS && block.len() <= FLOAT_TOKENS && x.in_triples());
-    assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
+    assert!(rows.rows() <= PANEL_ROWS && block.len() <= FLOAT_TOKENS && x.in_triples());
+    assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
     PANEL.with_borrow_mut(|panel| {
         for half in 0..2 {
             // SAFETY: features promised by the caller, lengths asserted.
@@ -96,30 +95,30 @@ pub(crate) unsafe fn float_panel(
 
 /// Up to eight float rows times the few tokens of `block`, which are not in triples; `values[n][r]`.
 ///
-/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
-///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C.
 pub(crate) unsafe fn float_group(
     dtype: DType,
-    rows: &[&[u8]],
+    rows: Stripes<'_>,
     x: &FloatRows,
     block: Range<usize>,
     values: &mut [[f32; LANES]],
 ) {
-    let Some(last) = rows.last() else { return };
-    assert!(rows.len() <= LANES && block.len() <= values.len() && !x.in_triples());
-    assert!(rows.iter().all(|r| r.len() == x.cols() * dtype.block_bytes()));
-    // Rows that are not there are the last one again; nobody reads their sums.
-    let rows: [&[u8]; LANES] = std::array::from_fn(|r| *rows.get(r).unwrap_or(last));
-    let values = &mut values[..block.len()];
-    // SAFETY: features promised by the caller, lengths asserted.
-    unsafe {
-        match dtype {
-            DType::F32 => run::<0>(&rows, x, block.start, values),
-            DType::F16 => run::<1>(&rows, x, block.start, values),
-            DType::BF16 => run::<2>(&rows, x, block.start, values),
-            _ => unreachable!("not a float"),
+    assert!(rows.rows() <= LANES && block.len() <= values.len() && !x.in_triples());
+    assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
+    // The stripe stays in the L1 cache from four tokens to the next.
+    for (first, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
+        for (four, values) in values[..block.len()].chunks_mut(4).enumerate() {
+            let (first, token) = (STRIPE * first, block.start + 4 * four);
+            // SAFETY: features promised by the caller, lengths asserted.
+            unsafe {
+                match dtype {
+                    DType::F32 => few_of::<0>(stripe, x, token, first, values),
+                    DType::F16 => few_of::<1>(stripe, x, token, first, values),
+                    DType::BF16 => few_of::<2>(stripe, x, token, first, values),
+                    _ => unreachable!("not a float"),
+                }
+            }
         }
     }
 }
@@ -127,68 +126,63 @@ pub(crate) unsafe fn float_group(
 /// `KIND` is 0 for f32, 1 for f16, 2 for bf16.
 ///
 /// # Safety
-/// As [`float_group`], after its checks.
-unsafe fn run<const KIND: u8>(
-    rows: &[&[u8]; LANES],
+/// As [`few`].
+unsafe fn few_of<const KIND: u8>(
+    stripe: &[u8],
     x: &FloatRows,
+    token: usize,
     first: usize,
     values: &mut [[f32; LANES]],
 ) {
-    // The rows stay in the L1 cache from four tokens to the next.
-    for (four, values) in values.chunks_mut(4).enumerate() {
-        let first = first + 4 * four;
-        // SAFETY: the caller's promise, passed on.
-        unsafe {
-            match values.len() {
-                1 => few::<4, 1, KIND>(rows, x, first, values),
-                2 => few::<1, 2, KIND>(rows, x, first, values),
-                3 => few::<4, 3, KIND>(rows, x, first, values),
-                _ => few::<4, 4, KIND>(rows, x, first, values),
-            }
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        match values.len() {
+            1 => few::<1, KIND>(stripe, x, token, first, values),
+            2 => few::<2, KIND>(stripe, x, token, first, values),
+            3 => few::<3, KIND>(stripe, x, token, first, values),
+            _ => few::<4, KIND>(stripe, x, token, first, values),
         }
     }
 }
 
-/// `N` tokens, `R` rows at a time.
+/// A stripe times `N` tokens from `token` on; the values of its rows go to places `first ..`.
 ///
 /// # Safety
-/// As [`float_group`], after its checks; `R` divides 8 and there are `N` values.
+/// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C; the stripe has as many columns as the tokens; there are `N` values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-unsafe fn few<const R: usize, const N: usize, const KIND: u8>(
-    rows: &[&[u8]; LANES],
+unsafe fn few<const N: usize, const KIND: u8>(
+    stripe: &[u8],
     x: &FloatRows,
+    token: usize,
     first: usize,
     values: &mut [[f32; LANES]],
 ) {
-    for r in (0..LANES).step_by(R) {
-        let rows: [&[u8]; R] = std::array::from_fn(|i| rows[r + i]);
-        let mut acc = [[_mm512_setzero_ps(); R]; N];
-        for start in (0..x.cols()).step_by(CHUNK) {
-            let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(first + n, start));
-            for i in 0..x[0][0].len() {
-                let k = start + 16 * i;
-                let mut w = [_mm512_setzero_ps(); R];
-                for (w, row) in w.iter_mut().zip(rows) {
-                    // SAFETY: `k + 16` values are inside the row.
-                    *w = unsafe { load_weights::<KIND>(row, k) };
+    let sixteen = if KIND == 0 { 64 } else { 32 };
+    let mut acc = [[_mm512_setzero_ps(); STRIPE]; N];
+    for start in (0..x.cols()).step_by(CHUNK) {
+        let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
+        for i in 0..x[0][0].len() {
+            let at = (start / 16 + i) * STRIPE * sixteen;
+            let mut w = [_mm512_setzero_ps(); STRIPE];
+            for (r, w) in w.iter_mut().enumerate() {
+                // SAFETY: 16 values of each row, inside the stripe.
+                *w = unsafe { load_weights::<KIND>(stripe.as_ptr().add(at + r * sixteen)) };
+            }
+            ask_ahead::<KIND>(stripe, at);
+            for n in 0..N {
+                // SAFETY: the halves of all tokens are equally long.
+                let [low, high] = unsafe { x[n].map(|half| half.get_unchecked(i)) };
+                // SAFETY: eight f32 each.
+                let both = unsafe { join(_mm256_loadu_ps(low.0.as_ptr()), _mm256_loadu_ps(high.0.as_ptr())) };
+                for r in 0..STRIPE {
+                    acc[n][r] = _mm512_fmadd_ps(w[r], both, acc[n][r]);
                 }
-                for n in 0..N {
-                    // SAFETY: the halves of all tokens are equally long.
-                    let [low, high] = unsafe { x[n].map(|half| half.get_unchecked(i)) };
-                    // SAFETY: eight f32 each.
-                    let both =
-                        unsafe { join(_mm256_loadu_ps(low.0.as_ptr()), _mm256_loadu_ps(high.0.as_ptr())) };
-                    for r in 0..R {
-                        acc[n][r] = _mm512_fmadd_ps(w[r], both, acc[n][r]);
-                    }
-                }
-                ask_ahead::<R, KIND>(&rows, k);
             }
         }
-        for n in 0..N {
-            for i in 0..R {
-                values[n][r + i] = tree([_mm512_castps512_ps256(acc[n][i]), upper(acc[n][i])]);
-            }
+    }
+    for n in 0..N {
+        for r in 0..STRIPE {
+            values[n][first + r] = tree([_mm512_castps512_ps256(acc[n][r]), upper(acc[n][r])]);
         }
     }
 }
@@ -210,7 +204,7 @@ impl Panel {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
     unsafe fn run<const KIND: u8>(
         &mut self,
-        rows: &[&[u8]],
+        rows: Stripes<'_>,
         x: &FloatRows,
         half: usize,
         block: Range<usize>,
@@ -222,12 +216,13 @@ impl Panel {
                 &chunk[from..chunk.len().min(from + COLUMNS / 16)]
             };
             let (begins, ends) = (start == 0, start + COLUMNS >= x.cols());
-            for (group, rows) in rows.chunks(LANES).enumerate() {
+            for (group, bytes) in rows.bytes.chunks(LANES / STRIPE * rows.shape.bytes).enumerate() {
+                let rows = Stripes { bytes, ..rows };
                 // SAFETY: the rows are as long as the tokens.
                 unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
                 let parts = block.len().div_ceil(WIDE);
                 for (part, n) in (0..block.len()).step_by(WIDE).enumerate() {
-                    ask_for_next(rows, start, COLUMNS, half * parts + part, 2 * parts, KIND);
+                    ask_for_next(rows, start, COLUMNS, half * parts + part, 2 * parts);
                     let left = block.len() - n;
                     let x = [columns(n), columns(if left > TRIPLE { n + TRIPLE } else { n })];
                     match left {
@@ -273,15 +268,16 @@ impl Panel {
     /// `start + 16 * len` values are inside each row, and `len` is at most a panel.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-    unsafe fn widen<const KIND: u8>(&mut self, rows: &[&[u8]], start: usize, half: usize, len: usize) {
-        for (at, pair) in rows.chunks(2).enumerate() {
-            let (one, two) = (pair[0], pair[pair.len() - 1]);
+    unsafe fn widen<const KIND: u8>(&mut self, rows: Stripes<'_>, start: usize, half: usize, len: usize) {
+        let sixteen = if KIND == 0 { 64 } else { 32 };
+        for pair in 0..rows.rows() / 2 {
             for (i, to) in self.weights.iter_mut().take(len).enumerate() {
-                let k = start + 16 * i + 8 * half;
-                // SAFETY: the caller's promise; sixteen f32 are stored.
+                // SAFETY: the caller's promise; the second row's values follow the first one's. Sixteen f32 are stored.
                 unsafe {
-                    let both = join(load_half::<KIND>(one, k), load_half::<KIND>(two, k));
-                    _mm512_store_ps(to[at].0.as_mut_ptr(), both);
+                    let from =
+                        rows.bytes.as_ptr().add(rows.at(2 * pair, start / 16 + i) + half * sixteen / 2);
+                    let both = join(load_half::<KIND>(from), load_half::<KIND>(from.add(sixteen)));
+                    _mm512_store_ps(to[pair].0.as_mut_ptr(), both);
                 }
             }
         }
@@ -353,20 +349,20 @@ fn upper(v: __m512) -> __m256 {
     _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)))
 }
 
-/// Sixteen weights from value `k` on, as f32.
+/// Sixteen weights as f32.
 ///
 /// # Safety
-/// `k + 16` values are inside `row`.
+/// They are readable.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load_weights<const KIND: u8>(row: &[u8], k: usize) -> __m512 {
+unsafe fn load_weights<const KIND: u8>(at: *const u8) -> __m512 {
     // SAFETY: promised by the caller; loads have no alignment demand.
     unsafe {
         match KIND {
-            0 => _mm512_loadu_ps(row.as_ptr().add(4 * k).cast()),
-            1 => _mm512_cvtph_ps(_mm256_loadu_si256(row.as_ptr().add(2 * k).cast())),
+            0 => _mm512_loadu_ps(at.cast()),
+            1 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
             _ => {
-                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(row.as_ptr().add(2 * k).cast()));
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast()));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
             }
         }

@@ -20,6 +20,7 @@ mod block;
 mod buffer;
 mod dtype;
 mod float;
+mod interleave;
 pub mod math;
 mod matrix;
 mod ops;

@@ -7,6 +7,7 @@ use crate::activation::{FLOAT_TOKENS, FloatRows, QuantRows};
 use crate::block::{Format, dequantize};
 use crate::buffer::Buffer;
 use crate::dtype::{DType, ShapeError};
+use crate::interleave::{Interleaved, StripeShape};
 use crate::pack::{GroupShape, LANES, Packed};
 use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
@@ -33,9 +34,11 @@ mod builder;
 pub use builder::{MatrixBuilder, MatrixPart};
 
 enum Store {
-    /// Quantized, eight rows in lanes.
+    /// Quantized, rows in lanes.
     Packed(Packed),
-    /// Row after row as stored, float rows padded with zeros to 16 columns; `stride` in bytes.
+    /// Floats, four rows side by side.
+    Interleaved(Interleaved),
+    /// For the scalar twins: row after row as stored, float rows padded with zeros to 16 columns; `stride` in bytes.
     Rows { stride: usize, buffer: Buffer },
 }
 
@@ -67,11 +70,17 @@ impl Matrix {
 
     /// What [`Matrix::bytes`] of `[rows, cols]` of `dtype` will be here; `None` for a shape that cannot be.
     pub fn bytes_needed(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
-        let row_bytes = dtype.row_bytes(cols)?;
-        match Format::of(dtype).filter(|_| KernelPath::current() != KernelPath::Scalar) {
-            Some(format) => rows.div_ceil(LANES).checked_mul(GroupShape::new(format, cols / 32).bytes),
-            None if dtype.is_quantized() => row_bytes.checked_mul(rows),
-            None => row_bytes.checked_next_multiple_of(16 * dtype.block_bytes())?.checked_mul(rows),
+        let (path, row_bytes) = (KernelPath::current(), dtype.row_bytes(cols)?);
+        match Format::of(dtype) {
+            _ if path == KernelPath::Scalar => {
+                let unit = if dtype.is_quantized() { 1 } else { 16 * dtype.block_bytes() };
+                row_bytes.checked_next_multiple_of(unit)?.checked_mul(rows)
+            }
+            Some(format) => {
+                let shape = GroupShape::new(format, path.lanes(), cols / 32);
+                rows.div_ceil(shape.lanes).checked_mul(shape.bytes)
+            }
+            None => StripeShape::new(dtype, cols)?.rows(rows),
         }
     }
 
@@ -91,16 +100,8 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match &self.store {
             Store::Packed(packed) => packed.bytes(),
+            Store::Interleaved(floats) => floats.bytes().len(),
             Store::Rows { buffer, .. } => buffer.bytes().len(),
-        }
-    }
-
-    /// The bytes of the rows from `first` on, as many as `rows` has places; of packed weights nothing.
-    fn rows_as_stored<'a>(&'a self, first: usize, rows: &mut [&'a [u8]]) {
-        if let Store::Rows { stride, buffer } = &self.store {
-            for (row, bytes) in rows.iter_mut().zip(buffer.bytes()[first * stride..].chunks_exact(*stride)) {
-                *row = bytes;
-            }
         }
     }
 
@@ -116,6 +117,14 @@ impl Matrix {
             Store::Packed(packed) => {
                 for (block, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                     *values = packed.codes(row, block).values(packed.format.scheme);
+                }
+                Ok(())
+            }
+            Store::Interleaved(floats) => {
+                let mut values = [0.0; 16];
+                for (stored, out) in floats.row(row).zip(out.chunks_mut(16)) {
+                    dequantize(self.dtype, stored, &mut values)?;
+                    out.copy_from_slice(&values[..out.len()]);
                 }
                 Ok(())
             }
@@ -175,25 +184,27 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
 /// Matrices that share one parallel part.
 const JOBS: usize = 4;
 
-/// Up to [`JOBS`] products in one parallel part. Their groups count on from job to job; a task is some of them.
+/// Up to [`JOBS`] products in one parallel part. Their rows count on from job to job in units of what a tile takes; a task is
+/// some units.
 fn multiply_jobs(pool: &Pool, input: &Input<'_>, tokens: usize, jobs: &mut [Job<'_>]) {
     let mut outputs: [Option<(&Matrix, SharedRows)>; JOBS] = [const { None }; JOBS];
-    let (mut groups, mut at_once) = (0, 1);
+    let (mut units, mut unit) = (0, LANES);
     for (output, job) in outputs.iter_mut().zip(jobs) {
-        groups += job.matrix.rows.div_ceil(LANES);
-        at_once = job.matrix.path.groups_at_once();
+        unit = job.matrix.path.rows_at_once();
+        units += job.matrix.rows.div_ceil(unit);
         *output = Some((job.matrix, SharedRows::new(job.out)));
     }
-    // Several tasks per thread, so that a slow core does not hold the others; tasks of a few groups at least.
-    let per_task = groups.div_ceil(pool.threads() * 8).clamp(1, 64).next_multiple_of(at_once);
-    pool.run(groups.div_ceil(per_task), |task| {
-        let wanted = task * per_task..((task + 1) * per_task).min(groups);
+    // Several tasks per thread, so that a slow core does not hold the others.
+    let per_task = units.div_ceil(pool.threads() * 8).clamp(1, 512 / unit);
+    pool.run(units.div_ceil(per_task), |task| {
+        let wanted = task * per_task..((task + 1) * per_task).min(units);
         let mut first = 0;
         for (matrix, out) in outputs.iter().flatten() {
-            let count = matrix.rows.div_ceil(LANES);
+            let count = matrix.rows.div_ceil(unit);
             let inside = wanted.start.max(first)..wanted.end.min(first + count);
             if !inside.is_empty() {
-                multiply_groups(matrix, inside.start - first..inside.end - first, input, tokens, out);
+                let rows = (inside.start - first) * unit..((inside.end - first) * unit).min(matrix.rows);
+                multiply_rows(matrix, rows, input, tokens, out);
             }
             first += count;
         }
@@ -206,14 +217,8 @@ struct Input<'a> {
     floats: &'a FloatRows,
 }
 
-/// Some groups of eight rows times all tokens, a block of tokens after the other.
-fn multiply_groups(
-    matrix: &Matrix,
-    groups: Range<usize>,
-    input: &Input<'_>,
-    tokens: usize,
-    out: &SharedRows,
-) {
+/// Some rows, from a whole unit on, times all tokens, a block of tokens after the other.
+fn multiply_rows(matrix: &Matrix, rows: Range<usize>, input: &Input<'_>, tokens: usize, out: &SharedRows) {
     let at_once = if matrix.dtype.is_quantized() { QUANT_TOKENS } else { FLOAT_TOKENS };
     let mut few = [[0.0f32; LANES]; 8];
     // Large: begun only where it is needed, so that one token does not clear it for every group.
@@ -230,70 +235,72 @@ fn multiply_groups(
         if let Store::Packed(packed) = &matrix.store
             && (matrix.path.has_vnni() || matrix.path.has_avx2())
         {
+            let lanes = packed.shape.lanes;
+            let groups = rows.start / lanes..rows.end.div_ceil(lanes);
             let put = |group: usize, token: usize, values: &[f32]| {
-                let first = group * LANES;
+                let first = group * lanes;
                 let rows = (matrix.rows - first).min(values.len());
-                // SAFETY: this task alone owns the rows of `groups`, and `matmul` keeps the output borrowed until all
+                // SAFETY: this task alone owns `rows`, and `matmul` keeps the output borrowed until all
                 // tasks are done.
                 unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
             };
             let (path, dtype, x) = (matrix.path, matrix.dtype, input.quantized);
             if path.has_vnni() {
-                vnni::multiply_groups(path, dtype, packed, groups.clone(), x, block, put);
+                vnni::multiply_groups(path, dtype, packed, groups, x, block, put);
             } else {
                 // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`).
-                unsafe { avx2_matmul::quant_groups(dtype, packed, groups.clone(), x, block, put) };
+                unsafe { avx2_matmul::quant_groups(dtype, packed, groups, x, block, put) };
             }
             continue;
         }
         #[cfg(target_arch = "x86_64")]
-        if matrix.path == KernelPath::Avx512 && !matrix.dtype.is_quantized() && input.floats.in_triples() {
-            panel_groups(matrix, groups.clone(), input, block, out);
+        if let Store::Interleaved(floats) = &matrix.store
+            && matrix.path == KernelPath::Avx512
+            && input.floats.in_triples()
+        {
+            panel_rows(matrix, floats, rows.clone(), input, block, out);
             continue;
         }
-        for group in groups.clone() {
-            let first = group * LANES;
-            let rows = (matrix.rows - first).min(LANES);
+        for first in rows.clone().step_by(LANES) {
+            let here = (rows.end - first).min(LANES);
             let values = &mut values[..block.len()];
-            multiply_group(matrix, group, rows, input, block.clone(), values);
+            multiply_eight(matrix, first..first + here, input, block.clone(), values);
             for (token, values) in block.clone().zip(values) {
-                // SAFETY: this task alone owns rows `first..first + rows` of every token, and `matmul` keeps the
-                // output borrowed until all tasks are done.
-                unsafe { out.write(token * matrix.rows + first, &values[..rows]) };
+                // SAFETY: this task alone owns these rows of every token, and `matmul` keeps the output borrowed until
+                // all tasks are done.
+                unsafe { out.write(token * matrix.rows + first, &values[..here]) };
             }
         }
     }
 }
 
-/// Some groups of float rows times the many tokens of `block`, a panel of AVX-512 after the other.
+/// Some float rows times the many tokens of `block`, a panel of AVX-512 after the other.
 #[cfg(target_arch = "x86_64")]
-fn panel_groups(
+fn panel_rows(
     matrix: &Matrix,
-    groups: Range<usize>,
+    floats: &Interleaved,
+    rows: Range<usize>,
     input: &Input<'_>,
     block: Range<usize>,
     out: &SharedRows,
 ) {
-    let end = matrix.rows.min(groups.end * LANES);
-    for first in (groups.start * LANES..end).step_by(avx512_float::PANEL_ROWS) {
-        let rows = (end - first).min(avx512_float::PANEL_ROWS);
-        let mut bytes: [&[u8]; avx512_float::PANEL_ROWS] = [&[]; _];
-        matrix.rows_as_stored(first, &mut bytes[..rows]);
+    for first in rows.clone().step_by(avx512_float::PANEL_ROWS) {
+        let here = (rows.end - first).min(avx512_float::PANEL_ROWS);
+        let stripes = floats.stripes(first, here);
         // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
-        // owns the rows of `groups`, and `matmul` keeps the output borrowed until all tasks are done.
+        // owns `rows`, and `matmul` keeps the output borrowed until all tasks are done.
         unsafe {
             let put =
-                |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..rows]);
-            avx512_float::float_panel(matrix.dtype, &bytes[..rows], input.floats, block.clone(), put);
+                |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..here]);
+            avx512_float::float_panel(matrix.dtype, stripes, input.floats, block.clone(), put);
         }
     }
 }
 
-/// Rows `8 * group ..`, `rows` of them, times the tokens of `block`: `values[n][r]`.
-fn multiply_group(
+/// Up to eight rows, from a multiple of eight on, times the tokens of `block`: `values[n][r]`.
+fn multiply_eight(
     matrix: &Matrix,
-    group: usize,
-    rows: usize,
+    rows: Range<usize>,
     input: &Input<'_>,
     block: Range<usize>,
     values: &mut [[f32; LANES]],
@@ -302,52 +309,55 @@ fn multiply_group(
         Store::Packed(packed) => match matrix.path {
             #[cfg(target_arch = "aarch64")]
             path if path != KernelPath::Scalar => {
+                let group = rows.start / LANES;
                 crate::neon::quant_group(path, matrix.dtype, packed, group, input.quantized, block, values);
             }
             _ => {
                 for (token, values) in block.zip(values) {
-                    for (r, value) in values[..rows].iter_mut().enumerate() {
-                        let codes = |b| packed.codes(group * LANES + r, b);
+                    for (row, value) in rows.clone().zip(values) {
+                        let codes = |b| packed.codes(row, b);
                         *value = quant::dot_codes(packed.format.scheme, input.quantized.row(token), codes);
                     }
                 }
             }
         },
-        Store::Rows { .. } => {
-            let mut bytes: [&[u8]; LANES] = [&[]; LANES];
-            matrix.rows_as_stored(group * LANES, &mut bytes[..rows]);
-            let (dtype, bytes) = (matrix.dtype, &bytes[..rows]);
+        Store::Interleaved(floats) => {
+            let stripes = floats.stripes(rows.start, rows.len());
             match matrix.path {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                KernelPath::Avx512 if !dtype.is_quantized() => unsafe {
-                    avx512_float::float_group(dtype, bytes, input.floats, block, values);
+                KernelPath::Avx512 => unsafe {
+                    avx512_float::float_group(matrix.dtype, stripes, input.floats, block, values);
                 },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                path if path.has_avx2() && !dtype.is_quantized() => unsafe {
-                    avx2_matmul::float_group(dtype, bytes, input.floats, block, values);
+                path if path.has_avx2() => unsafe {
+                    avx2_matmul::float_group(matrix.dtype, stripes, input.floats, block, values);
                 },
                 #[cfg(target_arch = "aarch64")]
-                path if path != KernelPath::Scalar && !dtype.is_quantized() => {
-                    crate::neon::float_rows(dtype, bytes, input.floats, block, values);
+                path if path != KernelPath::Scalar => {
+                    crate::neon::float_rows(matrix.dtype, stripes, input.floats, block, values);
                 }
-                _ => scalar_rows(dtype, bytes, input, block, values),
+                _ => unreachable!("the scalar path has rows"),
             }
+        }
+        Store::Rows { stride, buffer } => {
+            let bytes = &buffer.bytes()[rows.start * stride..rows.end * stride];
+            scalar_rows(matrix.dtype, bytes.chunks_exact(*stride), input, block, values);
         }
     }
 }
 
 /// Rows as stored, the scalar twins' way.
-fn scalar_rows(
+fn scalar_rows<'a>(
     dtype: DType,
-    rows: &[&[u8]],
+    rows: impl Iterator<Item = &'a [u8]> + Clone,
     input: &Input<'_>,
     block: Range<usize>,
     values: &mut [[f32; LANES]],
 ) {
     for (token, values) in block.zip(values) {
-        for (value, row) in values.iter_mut().zip(rows) {
+        for (value, row) in values.iter_mut().zip(rows.clone()) {
             *value = if dtype.is_quantized() {
                 quant::dot_row(dtype, row, input.quantized.row(token))
             } else {

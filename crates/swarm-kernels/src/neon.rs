@@ -59,6 +59,7 @@ mod for_arm {
     use crate::KernelPath;
     use crate::activation::{FloatRows, QuantRows};
     use crate::dtype::DType;
+    use crate::interleave::Stripes;
     use crate::pack::{LANES, Packed};
 
     /// The vectors of every AArch64 CPU.
@@ -92,10 +93,10 @@ mod for_arm {
         }
     }
 
-    /// Eight float rows at most times some tokens of `x`; `out[n][row]`. Rows are padded as the tokens are.
+    /// Eight float rows at most times some tokens of `x`; `out[n][row]`.
     pub(crate) fn float_rows(
         dtype: DType,
-        rows: &[&[u8]],
+        rows: Stripes<'_>,
         x: &FloatRows,
         tokens: Range<usize>,
         out: &mut [[f32; LANES]],

@@ -1,17 +1,19 @@
-//! Quantized weights laid out for SIMD: eight rows side by side, one row per 32-bit lane.
+//! Quantized weights laid out for SIMD: rows side by side, one row per 32-bit lane.
 //!
-//! A *group* is 8 rows. For each block of 32 columns it holds, in three streams one after the other:
+//! A *group* is as many rows as a vector of the path has lanes: 8, or 16 with AVX-512. It is one stream, so that memory is
+//! read from its beginning to its end and the CPU looks ahead by itself: superblocks of 256 columns (the last one may be
+//! shorter) one after the other, each of them
 //!
 //! ```text
-//! supers  per 256 columns: d of the 8 rows (f16 x 8), then dmin of the 8 rows      (K formats only)
-//! scales  per 32 columns:  Scale      d x 8 (f16)
-//!                          ScaleMin   d x 8, m x 8 (f16)
-//!                          SuperMin   (s, t) x 8 (bytes)        Super16  (s0, s1) x 8 (bytes)
-//!                          Super16Min (s0 | t0 << 4, s1 | t1 << 4) x 8
-//! planes  per 32 columns:  32 * bits bytes, see below
+//! supers  once             d of the rows (f16 each), then dmin of the rows, or nothing     (K formats only)
+//! scales  per 32 columns:  Scale      d (f16)                                     of each row
+//!                          ScaleMin   d of the rows, then m of the rows (f16)
+//!                          SuperMin   (s, t) (bytes)        Super16  (s0, s1) (bytes)
+//!                          Super16Min (s0 | t0 << 4, s1 | t1 << 4)
+//! planes  per 32 columns:  4 * bits bytes of each row, see below
 //! ```
 //!
-//! The 32 codes of a row are 8 quads; vector `V_g` is quad `g` of all 8 rows: byte `4 * row + j` is code
+//! The 32 codes of a row are 8 quads; vector `V_g` is quad `g` of all rows: byte `4 * row + j` is code
 //! `4 * g + j`. 8-bit codes are the eight vectors themselves. Narrower codes are cut into planes:
 //!
 //! ```text
@@ -24,8 +26,10 @@ use crate::block::{Codes, Format, Scheme, decode_scales};
 use crate::buffer::Buffer;
 use crate::dtype::DType;
 
-/// Rows in a group.
+/// Rows in a group of the paths with 32-byte vectors; the others' unit is a multiple of it.
 pub(crate) const LANES: usize = 8;
+/// Rows in a group of AVX-512.
+pub(crate) const WIDE_LANES: usize = 2 * LANES;
 
 /// Quantized weights `[rows, blocks * 32]` in the layout above; the last group is filled up with zero rows.
 pub(crate) struct Packed {
@@ -34,65 +38,86 @@ pub(crate) struct Packed {
     buffer: Buffer,
 }
 
-/// Where the streams of a group begin. All in bytes.
+/// The size of a group.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GroupShape {
+    pub lanes: usize,
     pub blocks: usize,
-    pub scales: usize,
-    pub planes: usize,
     pub bytes: usize,
 }
 
-/// Bytes of one entry of the supers and of the scales stream.
-pub(crate) const fn entry_bytes(scheme: Scheme) -> (usize, usize) {
-    match scheme {
-        Scheme::Scale => (0, 16),
-        Scheme::ScaleMin => (0, 32),
-        Scheme::SuperMin | Scheme::Super16Min => (32, 16),
-        Scheme::Super16 => (16, 16),
-    }
-}
-
 impl GroupShape {
-    pub fn new(format: Format, blocks: usize) -> Self {
-        let (super_bytes, scale_bytes) = entry_bytes(format.scheme);
-        let scales = (blocks.div_ceil(8) * super_bytes).next_multiple_of(64);
-        let planes = scales + (blocks * scale_bytes).next_multiple_of(64);
-        let bytes = (planes + blocks * 32 * format.bits).next_multiple_of(64);
-        Self { blocks, scales, planes, bytes }
-    }
-
-    /// What to ask memory for while block `block` of `groups` groups is computed: `distance` bytes of planes further on, and
-    /// the scales that belong there, as offsets of the planes and (once per cache line) the scales. Where these groups
-    /// end, in the groups behind them: each stream is too short for the CPU to look ahead by itself.
-    #[inline(always)]
-    pub fn ahead(
-        self,
-        scheme: Scheme,
-        bits: usize,
-        groups: usize,
-        block: usize,
-        distance: usize,
-    ) -> (usize, Option<usize>) {
-        let next = block + (distance / (32 * bits)).min(self.blocks);
-        let (start, block) = match next.checked_sub(self.blocks) {
-            Some(block) => (groups * self.bytes, block),
-            None => (0, next),
-        };
-        let scales = block * entry_bytes(scheme).1;
-        let scales = scales.is_multiple_of(64).then_some(start + self.scales + scales);
-        (start + self.planes + block * 32 * bits, scales)
+    pub fn new(format: Format, lanes: usize, blocks: usize) -> Self {
+        let layout = Layout::new(format.scheme, format.bits, lanes);
+        let bytes = blocks / 8 * layout.superblock(8) + layout.superblock(blocks % 8);
+        Self { lanes, blocks, bytes: bytes.next_multiple_of(64) }
     }
 }
 
-/// Byte offsets of the nibble, pair and single-bit planes inside a block's planes; `None` where there is none.
-const fn plane_offsets(bits: usize) -> (Option<usize>, Option<usize>, Option<usize>) {
+/// Bytes of the parts of a superblock; scales and planes of one block.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    pub supers: usize,
+    pub scales: usize,
+    pub planes: usize,
+}
+
+/// Where in its group a block is. In bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub supers: usize,
+    pub scales: usize,
+    pub planes: usize,
+}
+
+impl Layout {
+    pub const fn new(scheme: Scheme, bits: usize, lanes: usize) -> Self {
+        let (supers, scales) = match scheme {
+            Scheme::Scale => (0, 2 * lanes),
+            Scheme::ScaleMin => (0, 4 * lanes),
+            // Super16 has no dmin, but planes stay aligned to vectors.
+            Scheme::SuperMin | Scheme::Super16Min | Scheme::Super16 => (4 * lanes, 2 * lanes),
+        };
+        Self { supers, scales, planes: 4 * lanes * bits }
+    }
+
+    /// Bytes of a superblock of `blocks` blocks.
+    const fn superblock(self, blocks: usize) -> usize {
+        if blocks == 0 { 0 } else { self.supers + blocks * (self.scales + self.planes) }
+    }
+
+    /// Block `block` of a group of `blocks`.
+    #[inline(always)]
+    pub const fn place(self, blocks: usize, block: usize) -> Place {
+        let (superblock, within) = (block / 8, block % 8);
+        let supers = superblock * self.superblock(8);
+        let left = blocks - 8 * superblock;
+        let here = if left < 8 { left } else { 8 };
+        let scales = supers + self.supers;
+        Place {
+            supers,
+            scales: scales + within * self.scales,
+            planes: scales + here * self.scales + within * self.planes,
+        }
+    }
+
+    /// What to ask memory for while block `block` is computed: as many cache lines as a block has, from this many bytes after
+    /// the group's beginning on. Groups follow each other, so it may lie in the next one.
+    #[inline(always)]
+    pub const fn ahead(self, block: usize, distance: usize) -> (usize, usize) {
+        let bytes = self.superblock(8) / 8;
+        (block * bytes + distance, bytes.div_ceil(64))
+    }
+}
+
+/// The first vector of the nibble, pair and single-bit planes inside a block's planes; `None` where there is none.
+const fn plane_vectors(bits: usize) -> (Option<usize>, Option<usize>, Option<usize>) {
     match bits {
         2 => (None, Some(0), None),
-        3 => (None, Some(0), Some(64)),
+        3 => (None, Some(0), Some(2)),
         4 => (Some(0), None, None),
-        5 => (Some(0), None, Some(128)),
-        _ => (Some(0), Some(128), None),
+        5 => (Some(0), None, Some(4)),
+        _ => (Some(0), Some(4), None),
     }
 }
 
@@ -101,13 +126,14 @@ impl Packed {
     /// `None` when the size overflows. `place` gives zeroed memory.
     pub fn zeroed(
         dtype: DType,
+        lanes: usize,
         rows: usize,
         cols: usize,
         place: impl FnOnce(usize) -> Buffer,
     ) -> Option<Self> {
         let format = Format::of(dtype).expect("quantized");
-        let shape = GroupShape::new(format, cols / 32);
-        let bytes = rows.div_ceil(LANES).checked_mul(shape.bytes)?;
+        let shape = GroupShape::new(format, lanes, cols / 32);
+        let bytes = rows.div_ceil(lanes).checked_mul(shape.bytes)?;
         Some(Self { format, shape, buffer: place(bytes) })
     }
 
@@ -130,15 +156,10 @@ impl Packed {
         &self.buffer.bytes()[group * self.shape.bytes..][..self.shape.bytes]
     }
 
-    /// Group `group` and the one behind it, if there is one.
-    pub fn two_groups(&self, group: usize) -> &[u8] {
-        let from = &self.buffer.bytes()[group * self.shape.bytes..];
-        &from[..from.len().min(2 * self.shape.bytes)]
-    }
-
     /// Block `block` of row `row`, taken out again.
     pub fn codes(&self, row: usize, block: usize) -> Codes {
-        take(self.format, self.shape, self.group(row / LANES), block, row % LANES)
+        let lanes = self.shape.lanes;
+        take(self.format, self.shape, self.group(row / lanes), block, row % lanes)
     }
 }
 
@@ -148,12 +169,12 @@ fn take_u16(bytes: &[u8], at: usize) -> u16 {
 
 /// Lays out whole groups: `rows` is stored rows of `row_bytes` each, from the first row of the first group in `out` on.
 ///
-/// The last group may have fewer than eight rows; the lanes of the others stay zero.
+/// The last group may have fewer rows than lanes; the lanes of the others stay zero.
 pub(crate) fn pack_groups(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     if row_bytes == 0 {
         return;
     }
-    let groups = rows.chunks(LANES * row_bytes).zip(out.chunks_exact_mut(shape.bytes));
+    let groups = rows.chunks(shape.lanes * row_bytes).zip(out.chunks_exact_mut(shape.bytes));
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         for (rows, out) in groups {
@@ -172,46 +193,58 @@ fn pack_group_avx2(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8
     pack_group(dtype, shape, row_bytes, rows, out);
 }
 
-/// One body per format, so that each compiles to straight code.
+/// One body per format and number of lanes, so that each compiles to straight code.
 #[inline(always)]
 fn pack_group(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
-    match dtype {
-        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed"),
-        DType::Q4_0 => pack_group_of(DType::Q4_0, shape, row_bytes, rows, out),
-        DType::Q4_1 => pack_group_of(DType::Q4_1, shape, row_bytes, rows, out),
-        DType::Q5_0 => pack_group_of(DType::Q5_0, shape, row_bytes, rows, out),
-        DType::Q5_1 => pack_group_of(DType::Q5_1, shape, row_bytes, rows, out),
-        DType::Q8_0 => pack_group_of(DType::Q8_0, shape, row_bytes, rows, out),
-        DType::Q2_K => pack_group_of(DType::Q2_K, shape, row_bytes, rows, out),
-        DType::Q3_K => pack_group_of(DType::Q3_K, shape, row_bytes, rows, out),
-        DType::Q4_K => pack_group_of(DType::Q4_K, shape, row_bytes, rows, out),
-        DType::Q5_K => pack_group_of(DType::Q5_K, shape, row_bytes, rows, out),
-        DType::Q6_K => pack_group_of(DType::Q6_K, shape, row_bytes, rows, out),
+    if shape.lanes == WIDE_LANES {
+        pack_lanes::<WIDE_LANES>(dtype, row_bytes, rows, out);
+    } else {
+        pack_lanes::<LANES>(dtype, row_bytes, rows, out);
     }
 }
 
 #[inline(always)]
-fn pack_group_of(dtype: DType, shape: GroupShape, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+fn pack_lanes<const L: usize>(dtype: DType, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed"),
+        DType::Q4_0 => pack_group_of::<L>(DType::Q4_0, row_bytes, rows, out),
+        DType::Q4_1 => pack_group_of::<L>(DType::Q4_1, row_bytes, rows, out),
+        DType::Q5_0 => pack_group_of::<L>(DType::Q5_0, row_bytes, rows, out),
+        DType::Q5_1 => pack_group_of::<L>(DType::Q5_1, row_bytes, rows, out),
+        DType::Q8_0 => pack_group_of::<L>(DType::Q8_0, row_bytes, rows, out),
+        DType::Q2_K => pack_group_of::<L>(DType::Q2_K, row_bytes, rows, out),
+        DType::Q3_K => pack_group_of::<L>(DType::Q3_K, row_bytes, rows, out),
+        DType::Q4_K => pack_group_of::<L>(DType::Q4_K, row_bytes, rows, out),
+        DType::Q5_K => pack_group_of::<L>(DType::Q5_K, row_bytes, rows, out),
+        DType::Q6_K => pack_group_of::<L>(DType::Q6_K, row_bytes, rows, out),
+    }
+}
+
+#[inline(always)]
+fn pack_group_of<const L: usize>(dtype: DType, row_bytes: usize, rows: &[u8], out: &mut [u8]) {
     let format = Format::of(dtype).expect("quantized");
     let (block_bytes, parts) = (dtype.block_bytes(), dtype.block_len() / 32);
-    let (supers, rest) = out.split_at_mut(shape.scales);
-    let (scales, planes) = rest.split_at_mut(shape.planes - shape.scales);
-    let (super_bytes, scale_bytes) = entry_bytes(format.scheme);
-    for (lane, row) in rows.chunks_exact(row_bytes).take(LANES).enumerate() {
-        let scales = scales.chunks_exact_mut(scale_bytes);
-        let mut entries = scales.zip(planes.chunks_exact_mut(32 * format.bits));
-        for (index, stored) in row.chunks_exact(block_bytes).enumerate() {
-            for (part, (scales, planes)) in (0..parts).zip(&mut entries) {
-                put_scales(format.scheme, &decode_scales(dtype, stored, part), scales, lane);
-                put_codes(format, &quads(dtype, stored, part), planes, lane);
-            }
-            if super_bytes > 0 {
-                // 256-blocks, one entry each.
-                let entry = &mut supers[index * super_bytes..][..super_bytes];
+    let layout = Layout::new(format.scheme, format.bits, L);
+    for (lane, row) in rows.chunks_exact(row_bytes).take(L).enumerate() {
+        // One superblock after the other, each with its own part of the row.
+        let stored = row.chunks(block_bytes * 8 / parts);
+        for (stored, out) in stored.zip(out.chunks_mut(layout.superblock(8))) {
+            let here = stored.len() / block_bytes * parts;
+            let (supers, rest) = out.split_at_mut(layout.supers);
+            let (scales, planes) = rest.split_at_mut(here * layout.scales);
+            if layout.supers > 0 {
                 let Codes { d, m, .. } = decode_scales(dtype, stored, 0);
-                put_u16(entry, 2 * lane, d);
-                if super_bytes == 32 {
-                    put_u16(entry, 16 + 2 * lane, m);
+                put_u16(supers, 2 * lane, d);
+                if format.scheme != Scheme::Super16 {
+                    put_u16(supers, 2 * (L + lane), m);
+                }
+            }
+            let mut entries =
+                scales.chunks_exact_mut(layout.scales).zip(planes.chunks_exact_mut(layout.planes));
+            for stored in stored.chunks_exact(block_bytes) {
+                for (part, (scales, planes)) in (0..parts).zip(&mut entries) {
+                    put_scales::<L>(format.scheme, &decode_scales(dtype, stored, part), scales, lane);
+                    put_codes::<L>(format, &quads(dtype, stored, part), planes, lane);
                 }
             }
         }
@@ -223,9 +256,9 @@ fn put_u16(out: &mut [u8], at: usize, value: u16) {
     out[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-/// Writes one row's numbers into a block's entry of the scales.
+/// Writes one row's numbers into a block's scales.
 #[inline(always)]
-fn put_scales(scheme: Scheme, codes: &Codes, out: &mut [u8], lane: usize) {
+fn put_scales<const L: usize>(scheme: Scheme, codes: &Codes, out: &mut [u8], lane: usize) {
     let Codes { d, m, s, t, .. } = *codes;
     let pair = match scheme {
         Scheme::Scale | Scheme::ScaleMin => d,
@@ -235,7 +268,7 @@ fn put_scales(scheme: Scheme, codes: &Codes, out: &mut [u8], lane: usize) {
     };
     put_u16(out, 2 * lane, pair);
     if scheme == Scheme::ScaleMin {
-        put_u16(out, 16 + 2 * lane, m);
+        put_u16(out, 2 * (L + lane), m);
     }
 }
 
@@ -243,27 +276,28 @@ fn put_scales(scheme: Scheme, codes: &Codes, out: &mut [u8], lane: usize) {
 ///
 /// The codes of a byte stay below the next one's, so whole words can be shifted and joined.
 #[inline(always)]
-fn put_codes(format: Format, q: &[u32; 8], planes: &mut [u8], lane: usize) {
-    let mut write = |at: usize, word: u32| {
-        planes[at + 4 * lane..at + 4 * lane + 4].copy_from_slice(&word.to_le_bytes());
+fn put_codes<const L: usize>(format: Format, q: &[u32; 8], planes: &mut [u8], lane: usize) {
+    let mut write = |vector: usize, word: u32| {
+        let at = 4 * (L * vector + lane);
+        planes[at..at + 4].copy_from_slice(&word.to_le_bytes());
     };
     if format.bits == 8 {
         for (g, &word) in q.iter().enumerate() {
-            write(32 * g, word);
+            write(g, word);
         }
         return;
     }
-    let (nibbles, pairs, singles) = plane_offsets(format.bits);
+    let (nibbles, pairs, singles) = plane_vectors(format.bits);
     if let Some(at) = nibbles {
         for p in 0..4 {
-            write(at + 32 * p, (q[p] & each(15)) | ((q[p + 4] & each(15)) << 4));
+            write(at + p, (q[p] & each(15)) | ((q[p + 4] & each(15)) << 4));
         }
     }
     if let Some(at) = pairs {
         let low = if nibbles.is_some() { 4 } else { 0 };
         let two = shifted(*q, low, 3);
         for p in 0..2 {
-            write(at + 32 * p, two[p] | (two[p + 2] << 2) | (two[p + 4] << 4) | (two[p + 6] << 6));
+            write(at + p, two[p] | (two[p + 2] << 2) | (two[p + 4] << 4) | (two[p + 6] << 6));
         }
     }
     if let Some(at) = singles {
@@ -366,43 +400,47 @@ fn quads(dtype: DType, bytes: &[u8], part: usize) -> [u32; 8] {
 }
 
 fn take(format: Format, shape: GroupShape, group: &[u8], block: usize, lane: usize) -> Codes {
-    let (super_bytes, scale_bytes) = entry_bytes(format.scheme);
-    let (super_at, scale_at) =
-        (block / 8 * super_bytes + 2 * lane, shape.scales + block * scale_bytes + 2 * lane);
+    let lanes = shape.lanes;
+    let layout = Layout::new(format.scheme, format.bits, lanes);
+    let place = layout.place(shape.blocks, block);
+    let scale_at = place.scales + 2 * lane;
     let pair = take_u16(group, scale_at);
     let [lo, hi] = pair.to_le_bytes();
     let mut codes = match format.scheme {
         Scheme::Scale => Codes { d: pair, s: [1; 2], ..Codes::ZERO },
-        Scheme::ScaleMin => Codes { d: pair, m: take_u16(group, scale_at + 16), s: [1; 2], ..Codes::ZERO },
+        Scheme::ScaleMin => {
+            Codes { d: pair, m: take_u16(group, scale_at + 2 * lanes), s: [1; 2], ..Codes::ZERO }
+        }
         Scheme::SuperMin => Codes { s: [lo as i8; 2], t: [hi; 2], ..Codes::ZERO },
         Scheme::Super16 => Codes { s: [lo as i8, hi as i8], ..Codes::ZERO },
         Scheme::Super16Min => {
             Codes { s: [(lo & 15) as i8, (hi & 15) as i8], t: [lo >> 4, hi >> 4], ..Codes::ZERO }
         }
     };
-    if super_bytes > 0 {
+    if layout.supers > 0 {
+        let super_at = place.supers + 2 * lane;
         codes.d = take_u16(group, super_at);
+        // Zero for Super16.
+        codes.m = take_u16(group, super_at + 2 * lanes);
     }
-    if super_bytes == 32 {
-        codes.m = take_u16(group, super_at + 16);
-    }
-    let planes = &group[shape.planes + block * 32 * format.bits..][..32 * format.bits];
+    let planes = &group[place.planes..][..layout.planes];
     codes.q = std::array::from_fn(|k| {
         let (g, byte) = (k / 4, 4 * lane + k % 4);
+        let at = |vector: usize| planes[4 * lanes * vector + byte];
         if format.bits == 8 {
-            return planes[32 * g + byte] as i8;
+            return at(g) as i8;
         }
-        let (nibbles, pairs, singles) = plane_offsets(format.bits);
+        let (nibbles, pairs, singles) = plane_vectors(format.bits);
         let mut code = 0;
-        if let Some(at) = nibbles {
-            code |= (planes[at + 32 * (g % 4) + byte] >> (4 * (g / 4))) & 15;
+        if let Some(first) = nibbles {
+            code |= (at(first + g % 4) >> (4 * (g / 4))) & 15;
         }
-        if let Some(at) = pairs {
-            let two = (planes[at + 32 * (g % 2) + byte] >> (2 * (g / 2))) & 3;
+        if let Some(first) = pairs {
+            let two = (at(first + g % 2) >> (2 * (g / 2))) & 3;
             code |= if nibbles.is_some() { two << 4 } else { two };
         }
-        if let Some(at) = singles {
-            code |= ((planes[at + byte] >> g) & 1) << (format.bits - 1);
+        if let Some(first) = singles {
+            code |= ((at(first) >> g) & 1) << (format.bits - 1);
         }
         (i32::from(code) - format.offset) as i8
     });
@@ -417,16 +455,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packing_loses_nothing(seed: u64, rows in 1usize..20, supers in 1usize..3) {
+        fn packing_loses_nothing(seed: u64, rows in 1usize..40, blocks in 1usize..20, wide: bool) {
             for dtype in DType::ALL.into_iter().filter(|d| d.is_quantized()) {
-                let cols = supers * 256;
+                let cols = (blocks * 32).next_multiple_of(dtype.block_len());
+                let lanes = if wide { WIDE_LANES } else { LANES };
                 let row_bytes = dtype.row_bytes(cols).unwrap();
                 let bytes = crate::matrix::tests::noise(seed, rows * row_bytes);
-                let mut packed = Packed::zeroed(dtype, rows, cols, Buffer::zeroed).unwrap();
+                let mut packed = Packed::zeroed(dtype, lanes, rows, cols, Buffer::zeroed).unwrap();
                 let shape = packed.shape;
                 pack_groups(dtype, shape, row_bytes, &bytes, packed.groups_mut());
                 let mut plain = vec![0; packed.bytes()];
-                for (rows, out) in bytes.chunks(LANES * row_bytes).zip(plain.chunks_exact_mut(shape.bytes)) {
+                for (rows, out) in bytes.chunks(lanes * row_bytes).zip(plain.chunks_exact_mut(shape.bytes)) {
                     pack_group(dtype, shape, row_bytes, rows, out);
                 }
                 prop_assert!(packed.groups() == plain, "{:?}", dtype);

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use crate::pack::{LANES, WIDE_LANES};
+
 /// A set of kernels. All give the same bits; they differ in speed.
 ///
 /// Slowest first within one kind of CPU, which is the order [`KernelPath::best`] goes by.
@@ -150,9 +152,14 @@ impl KernelPath {
         return false;
     }
 
-    /// Groups of eight rows that one tile takes when there are many tokens.
-    pub(crate) const fn groups_at_once(self) -> usize {
-        if matches!(self, Self::Avx2 | Self::Avx512) { 2 } else { 1 }
+    /// Rows in a group of packed weights.
+    pub(crate) const fn lanes(self) -> usize {
+        if matches!(self, Self::Avx512) { WIDE_LANES } else { LANES }
+    }
+
+    /// Rows that are better taken together: those of a tile of many tokens, or a group.
+    pub(crate) const fn rows_at_once(self) -> usize {
+        if matches!(self, Self::Avx2 | Self::Avx512) { WIDE_LANES } else { LANES }
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!              lane 0      lane 1           lane 7  | lane 8            lane 15
-//! codes      [ row 0 | row 1 | ... | row 7          | row 8 | ... | row 15 ]     quad g of one or two groups (`pack.rs`)
+//! codes      [ row 0 | row 1 | ... | row 7          | row 8 | ... | row 15 ]     quad g of a group (`pack.rs`)
 //! x          [ x0..3 | x0..3 | ... | x0..3          | x0..3 | ... | x0..3  ]     quad g of one token, in every lane
 //! dot        [ sum 0 | sum 1 | ...                                  sum 15 ]     8 quads: one block's product, exact
 //! ```
@@ -26,7 +26,7 @@ use {
 use crate::activation::{QuantBlock, QuantRows, SIDE};
 use crate::block::{Format, Scheme};
 use crate::dtype::DType;
-use crate::pack::{GroupShape, LANES, entry_bytes};
+use crate::pack::{GroupShape, Layout, Place, WIDE_LANES};
 use crate::quant::segment;
 
 #[cfg(test)]
@@ -40,18 +40,16 @@ mod zmm;
 pub(crate) use {ymm::Ymm, zmm::Zmm};
 
 /// Rows in the widest vector.
-pub(crate) const ROWS: usize = 2 * LANES;
+pub(crate) const ROWS: usize = WIDE_LANES;
 /// Up to so many tokens meet the weights as stored, four at a time: unpacking them for all costs more than doing it for each
 /// four, while the groups are in the L1 cache.
 const FEW: usize = 4 * SIDE;
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
-/// How far ahead each group's planes are asked for, in bytes.
-const PREFETCH: usize = 4096;
+/// How far ahead weights are asked for, in bytes.
+const PREFETCH: usize = 8192;
 
-/// The vectors of one instruction set: `GROUPS` groups of eight 32-bit lanes.
-///
-/// Where two groups are read, the second one's bytes lie `stride` behind the first one's.
+/// The vectors of one instruction set: `LANES` lanes of 32 bits, one for each row of a group.
 ///
 /// # Safety
 /// Every function wants the set's instructions and, behind its pointers, as many bytes as its line says.
@@ -60,12 +58,12 @@ pub(crate) trait Lanes: Sized {
     type I: Copy;
     /// One f32 per lane.
     type F: Copy;
-    const GROUPS: usize;
+    const LANES: usize;
 
     /// [`tile`], compiled for this set.
     // SAFETY: instructions, as the trait says.
     unsafe fn tile<F: Stored, const N: usize>(
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
@@ -74,7 +72,7 @@ pub(crate) trait Lanes: Sized {
     // SAFETY: instructions, as the trait says.
     unsafe fn panel<F: Stored>(
         panel: &mut DotPanel,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
@@ -82,14 +80,11 @@ pub(crate) trait Lanes: Sized {
 
     /// Asks for a cache line; any address.
     fn ask(at: *const u8);
-    /// 32 bytes of each group.
+    /// Four bytes of each row.
     // SAFETY: instructions and memory, as the trait says.
-    unsafe fn load(at: *const u8, stride: usize) -> Self::I;
-    /// A vector as [`Lanes::store_plain`] wrote it: 32 bytes times `GROUPS`.
+    unsafe fn load(at: *const u8) -> Self::I;
     // SAFETY: instructions and memory, as the trait says.
-    unsafe fn load_plain(at: *const u8) -> Self::I;
-    // SAFETY: instructions and memory, as the trait says.
-    unsafe fn store_plain(v: Self::I, at: *mut u8);
+    unsafe fn store(v: Self::I, at: *mut u8);
     /// i16 moved right, zeros from the left; `bits < 8` and known when compiled.
     // SAFETY: instructions, as the trait says.
     unsafe fn right(v: Self::I, bits: usize) -> Self::I;
@@ -111,27 +106,27 @@ pub(crate) trait Lanes: Sized {
     /// `pair.0 * by.0 + pair.1 * by.1` in every lane.
     // SAFETY: instructions, as the trait says.
     unsafe fn pair_product(pair: [i16; 2], by: [i16; 2]) -> Self::I;
-    /// 8 byte pairs of each group (16 bytes), unsigned, as two i16 per lane.
+    /// Two bytes of each row, unsigned, as two i16.
     // SAFETY: instructions and memory, as the trait says.
-    unsafe fn byte_pairs(at: *const u8, stride: usize) -> Self::I;
+    unsafe fn byte_pairs(at: *const u8) -> Self::I;
     /// As [`Lanes::byte_pairs`], signed.
     // SAFETY: instructions and memory, as the trait says.
-    unsafe fn signed_byte_pairs(at: *const u8, stride: usize) -> Self::I;
+    unsafe fn signed_byte_pairs(at: *const u8) -> Self::I;
     /// The first i16 of each lane.
     // SAFETY: instructions, as the trait says.
     unsafe fn first(pairs: Self::I) -> Self::F;
     /// The second i16 of each lane.
     // SAFETY: instructions, as the trait says.
     unsafe fn second(pairs: Self::I) -> Self::F;
-    /// 8 f16 of each group (16 bytes).
+    /// An f16 of each row.
     // SAFETY: instructions and memory, as the trait says.
-    unsafe fn halves(at: *const u8, stride: usize) -> Self::F;
+    unsafe fn halves(at: *const u8) -> Self::F;
     /// i32 to f32, to nearest.
     // SAFETY: instructions, as the trait says.
     unsafe fn to_f32(v: Self::I) -> Self::F;
     // SAFETY: instructions, as the trait says.
     unsafe fn splat(v: f32) -> Self::F;
-    /// 8 f32 times `GROUPS`.
+    /// An f32 of each row.
     // SAFETY: instructions and memory, as the trait says.
     unsafe fn load_f32(at: *const f32) -> Self::F;
     // SAFETY: instructions and memory, as the trait says.
@@ -180,6 +175,10 @@ pub(crate) trait Stored {
     const BITS: usize = Self::FORMAT.bits;
     /// What an unsigned code is above the format's own.
     const OFFSET: i16 = if Self::BITS == 8 { 128 } else { Self::FORMAT.offset as i16 };
+    /// The parts of a superblock of `lanes` rows.
+    fn layout(lanes: usize) -> Layout {
+        Layout::new(Self::SCHEME, Self::BITS, lanes)
+    }
     /// Whether the two halves of a block have scales of their own.
     const HALVES: bool = matches!(Self::SCHEME, Scheme::Super16 | Scheme::Super16Min);
 }
@@ -233,8 +232,8 @@ thread_local! {
     static PANEL: std::cell::RefCell<DotPanel> = std::cell::RefCell::new(DotPanel::new());
 }
 
-/// Some groups times the tokens of `block`, whose first token begins a panel of `x`. Gives the rows from group `group` on,
-/// as many as the path takes at once or are left, to `put(group, token, values)`.
+/// Some groups times the tokens of `block`, whose first token begins a panel of `x`. Gives the rows of each group to
+/// `put(group, token, values)`.
 ///
 /// `path` is one of this file's, and available.
 #[cfg(target_arch = "x86_64")]
@@ -257,8 +256,8 @@ pub(crate) fn multiply_groups(
         &mut many[..block.len()]
     };
     PANEL.with_borrow_mut(|panel| {
-        for group in groups.clone().step_by(path.groups_at_once()) {
-            let (stored, shape) = (packed.two_groups(group), packed.shape);
+        for group in groups {
+            let (stored, shape) = (packed.group(group), packed.shape);
             // SAFETY: a path is available only where its instructions were detected.
             unsafe {
                 match path {
@@ -266,9 +265,8 @@ pub(crate) fn multiply_groups(
                     _ => panel.multiply::<Ymm>(dtype, stored, shape, x, values),
                 }
             }
-            let here = (groups.end - group).min(path.groups_at_once());
             for (token, values) in block.clone().zip(values.iter()) {
-                put(group, token, &values[..here * LANES]);
+                put(group, token, &values[..shape.lanes]);
             }
         }
     });
@@ -283,35 +281,33 @@ impl DotPanel {
         Self { blocks: Vec::new(), partial: Box::new(Partial([[[0.0; ROWS]; TOKENS]; 16])) }
     }
 
-    /// One or two groups of eight rows times `out.len()` tokens (at most 64); `out[n][row]`.
-    ///
-    /// Of `groups` at most `L::GROUPS` are read.
+    /// A group times `out.len()` tokens (at most 64); `out[n][row]`.
     ///
     /// # Safety
     /// The CPU has the instructions of `L`.
     pub unsafe fn multiply<L: Lanes>(
         &mut self,
         dtype: DType,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
-        assert!(groups.len() >= shape.bytes && (1..=TOKENS).contains(&out.len()));
+        assert!(group.len() >= shape.bytes && shape.lanes == L::LANES && (1..=TOKENS).contains(&out.len()));
         assert!(x.rows.per_row() == shape.blocks, "tokens and weights of different width");
         // SAFETY: features promised by the caller, lengths asserted.
         unsafe {
             match dtype {
-                DType::Q4_0 => self.choose::<L, Q40>(groups, shape, x, out),
-                DType::Q4_1 => self.choose::<L, Q41>(groups, shape, x, out),
-                DType::Q5_0 => self.choose::<L, Q50>(groups, shape, x, out),
-                DType::Q5_1 => self.choose::<L, Q51>(groups, shape, x, out),
-                DType::Q8_0 => self.choose::<L, Q80>(groups, shape, x, out),
-                DType::Q2_K => self.choose::<L, Q2K>(groups, shape, x, out),
-                DType::Q3_K => self.choose::<L, Q3K>(groups, shape, x, out),
-                DType::Q4_K => self.choose::<L, Q4K>(groups, shape, x, out),
-                DType::Q5_K => self.choose::<L, Q5K>(groups, shape, x, out),
-                DType::Q6_K => self.choose::<L, Q6K>(groups, shape, x, out),
+                DType::Q4_0 => self.choose::<L, Q40>(group, shape, x, out),
+                DType::Q4_1 => self.choose::<L, Q41>(group, shape, x, out),
+                DType::Q5_0 => self.choose::<L, Q50>(group, shape, x, out),
+                DType::Q5_1 => self.choose::<L, Q51>(group, shape, x, out),
+                DType::Q8_0 => self.choose::<L, Q80>(group, shape, x, out),
+                DType::Q2_K => self.choose::<L, Q2K>(group, shape, x, out),
+                DType::Q3_K => self.choose::<L, Q3K>(group, shape, x, out),
+                DType::Q4_K => self.choose::<L, Q4K>(group, shape, x, out),
+                DType::Q5_K => self.choose::<L, Q5K>(group, shape, x, out),
+                DType::Q6_K => self.choose::<L, Q6K>(group, shape, x, out),
                 DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
             }
         }
@@ -321,24 +317,24 @@ impl DotPanel {
     /// As [`DotPanel::multiply`], after its checks.
     unsafe fn choose<L: Lanes, F: Stored>(
         &mut self,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         if out.len() > FEW {
             // SAFETY: the caller's promise, passed on.
-            return unsafe { L::panel::<F>(self, groups, shape, x, out) };
+            return unsafe { L::panel::<F>(self, group, shape, x, out) };
         }
         for (panel, out) in out.chunks_mut(SIDE).enumerate() {
             let x = Tokens { panel: x.panel + panel, ..x };
             // SAFETY: the caller's promise, passed on.
             unsafe {
                 match out.len() {
-                    1 => L::tile::<F, 1>(groups, shape, x, out),
-                    2 => L::tile::<F, 2>(groups, shape, x, out),
-                    3 => L::tile::<F, 3>(groups, shape, x, out),
-                    _ => L::tile::<F, 4>(groups, shape, x, out),
+                    1 => L::tile::<F, 1>(group, shape, x, out),
+                    2 => L::tile::<F, 2>(group, shape, x, out),
+                    3 => L::tile::<F, 3>(group, shape, x, out),
+                    _ => L::tile::<F, 4>(group, shape, x, out),
                 }
             }
         }
@@ -351,18 +347,17 @@ impl DotPanel {
     #[inline(always)]
     unsafe fn run<L: Lanes, F: Stored>(
         &mut self,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
-        let stride = stride::<L>(groups, shape);
         self.blocks.resize(shape.blocks.div_ceil(16), PlainBlock::ZERO);
         for s in 0..16 {
             let segment = segment(s, shape.blocks);
             for (plain, block) in self.blocks.iter_mut().zip(segment.clone()) {
                 // SAFETY: the block is inside the group.
-                unsafe { plain.unpack::<L, F>(groups.as_ptr(), shape, stride, block) };
+                unsafe { plain.unpack::<L, F>(group.as_ptr(), shape, block) };
             }
             let blocks = &self.blocks[..segment.len()];
             let partial = &mut self.partial.0[s];
@@ -406,7 +401,7 @@ unsafe fn meet<L: Lanes, F: Stored, const N: usize>(
     unsafe {
         let mut acc = [L::splat(0.0); N];
         for (plain, x) in blocks.iter().zip(x) {
-            let code = |g: usize| L::load_plain(plain.codes[g].as_ptr());
+            let code = |g: usize| L::load(plain.codes[g].as_ptr());
             add_block::<L, F, N>(code, &plain.scales::<L>(), x, &mut acc);
         }
         for (acc, partial) in acc.into_iter().zip(partial) {
@@ -415,34 +410,28 @@ unsafe fn meet<L: Lanes, F: Stored, const N: usize>(
     }
 }
 
-/// How far behind the first group the second one lies. A group without a second one is read twice.
-#[inline(always)]
-fn stride<L: Lanes>(groups: &[u8], shape: GroupShape) -> usize {
-    if groups.len() >= L::GROUPS * shape.bytes { shape.bytes } else { 0 }
-}
-
 /// A few tokens: codes are unpacked in registers.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; `groups` has at least one group.
+/// The CPU has the instructions of `L`; the group is whole.
 #[inline(always)]
 unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
-    groups: &[u8],
+    group: &[u8],
     shape: GroupShape,
     x: Tokens<'_>,
     out: &mut [[f32; ROWS]],
 ) {
-    let (stride, start) = (stride::<L>(groups, shape), groups.as_ptr());
+    let start = group.as_ptr();
     // SAFETY: every block of a segment is below `shape.blocks`; the rest is the caller's promise.
     unsafe {
         let mut partial = [[L::splat(0.0); 16]; N];
         for s in 0..16 {
             let mut acc = [L::splat(0.0); N];
             for (block, x) in segment(s, shape.blocks).zip(x.segment(s, 0)) {
-                ask_ahead::<L, F>(start, shape, block);
-                let planes = start.add(shape.planes + block * 32 * F::BITS);
-                let scales = stored_scales::<L, F>(start, shape, stride, block);
-                let code = |g: usize| stored_code::<L, F>(planes, stride, g);
+                ask_ahead::<L, F>(start, block);
+                let place = F::layout(L::LANES).place(shape.blocks, block);
+                let scales = stored_scales::<L, F>(start, place);
+                let code = |g: usize| stored_code::<L, F>(start.add(place.planes), g);
                 add_block::<L, F, N>(code, &scales, x, &mut acc);
             }
             for (partial, acc) in partial.iter_mut().zip(acc) {
@@ -455,18 +444,12 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     }
 }
 
-/// Asks for what comes [`PREFETCH`] bytes of each group's planes after `block`.
+/// Asks for what comes [`PREFETCH`] bytes after `block`.
 #[inline(always)]
-fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, shape: GroupShape, block: usize) {
-    let (planes, scales) = shape.ahead(F::SCHEME, F::BITS, L::GROUPS, block, PREFETCH);
-    for group in 0..L::GROUPS {
-        let start = start.wrapping_add(group * shape.bytes);
-        for line in 0..F::BITS.div_ceil(2) {
-            L::ask(start.wrapping_add(planes + 64 * line));
-        }
-        if let Some(scales) = scales {
-            L::ask(start.wrapping_add(scales));
-        }
+fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, block: usize) {
+    let (at, lines) = F::layout(L::LANES).ahead(block, PREFETCH);
+    for line in 0..lines {
+        L::ask(start.wrapping_add(at + 64 * line));
     }
 }
 
@@ -539,39 +522,28 @@ unsafe fn add_block<L: Lanes, F: Stored, const N: usize>(
     }
 }
 
-/// The multipliers of stored block `block`.
+/// The multipliers of the stored block at `place`.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; the groups from `start` on, `stride` apart, have more than `block` blocks.
+/// The CPU has the instructions of `L`; the place is one of a whole group that begins at `start`.
 #[inline(always)]
-unsafe fn stored_scales<L: Lanes, F: Stored>(
-    start: *const u8,
-    shape: GroupShape,
-    stride: usize,
-    block: usize,
-) -> Scales<L> {
-    let (super_bytes, scale_bytes) = entry_bytes(F::SCHEME);
-    // SAFETY: both streams lie inside the group for every block below `shape.blocks` (`GroupShape::new`); an entry is
-    // 16 bytes, or 32 where the second 16 are read.
+unsafe fn stored_scales<L: Lanes, F: Stored>(start: *const u8, place: Place) -> Scales<L> {
+    // SAFETY: supers are two vectors of f16 where the scheme has them, scales one, or two where the second one is read.
     unsafe {
-        let supers = start.add(block / 8 * super_bytes);
-        let entry = start.add(shape.scales + block * scale_bytes);
+        let (supers, entry) = (start.add(place.supers), start.add(place.scales));
+        let next = 2 * L::LANES;
         let zero = L::splat(0.0);
         let halves = |pairs| [L::first(pairs), L::second(pairs)];
         let none = Scales { d: zero, m: zero, s: [zero; 2], t: [zero; 2] };
         match F::SCHEME {
-            Scheme::Scale => Scales { d: L::halves(entry, stride), ..none },
-            Scheme::ScaleMin => {
-                Scales { d: L::halves(entry, stride), m: L::halves(entry.add(16), stride), ..none }
+            Scheme::Scale => Scales { d: L::halves(entry), ..none },
+            Scheme::ScaleMin => Scales { d: L::halves(entry), m: L::halves(entry.add(next)), ..none },
+            Scheme::Super16 => {
+                Scales { d: L::halves(supers), s: halves(L::signed_byte_pairs(entry)), ..none }
             }
-            Scheme::Super16 => Scales {
-                d: L::halves(supers, stride),
-                s: halves(L::signed_byte_pairs(entry, stride)),
-                ..none
-            },
             Scheme::SuperMin | Scheme::Super16Min => {
-                let (d, m) = (L::halves(supers, stride), L::halves(supers.add(16), stride));
-                let pairs = L::byte_pairs(entry, stride);
+                let (d, m) = (L::halves(supers), L::halves(supers.add(next)));
+                let pairs = L::byte_pairs(entry);
                 if F::HALVES {
                     let (s, t) = (L::and(pairs, 15), L::right(pairs, 4));
                     Scales { d, m, s: halves(s), t: halves(t) }
@@ -587,25 +559,25 @@ unsafe fn stored_scales<L: Lanes, F: Stored>(
 /// Quad `g` of the rows, as unsigned codes.
 ///
 /// # Safety
-/// The CPU has the instructions of `L`; `32 * BITS` bytes are readable at `planes` and `stride` behind it; `g < 8`.
+/// The CPU has the instructions of `L`; a block's planes are readable at `planes`; `g < 8`.
 #[inline(always)]
-unsafe fn stored_code<L: Lanes, F: Stored>(planes: *const u8, stride: usize, g: usize) -> L::I {
-    // SAFETY: every offset used below is inside the block's planes (`pack.rs`).
+unsafe fn stored_code<L: Lanes, F: Stored>(planes: *const u8, g: usize) -> L::I {
+    // SAFETY: every vector used below is one of the block's (`pack.rs`).
     unsafe {
         // Shifts cross byte borders; the masks take the strays off again.
-        let load = |at: usize| L::load(planes.add(at), stride);
+        let load = |vector: usize| L::load(planes.add(4 * L::LANES * vector));
         let moved = |v: L::I, from: usize, to: usize| {
             if to > from { L::left(v, to - from) } else { L::right(v, from - to) }
         };
-        let nibble = || L::and(L::right(load(32 * (g % 4)), 4 * (g / 4)), 15);
-        let pair = || L::and(L::right(load(32 * (g % 2)), 2 * (g / 2)), 3);
+        let nibble = || L::and(L::right(load(g % 4), 4 * (g / 4)), 15);
+        let pair = || L::and(L::right(load(g % 2), 2 * (g / 2)), 3);
         match F::BITS {
             2 => pair(),
-            3 => L::or_and(pair(), moved(load(64), g, 2), 1 << 2),
+            3 => L::or_and(pair(), moved(load(2), g, 2), 1 << 2),
             4 => nibble(),
-            5 => L::or_and(nibble(), moved(load(128), g, 4), 1 << 4),
-            6 => L::or_and(nibble(), moved(load(128 + 32 * (g % 2)), 2 * (g / 2), 4), 3 << 4),
-            _ => L::flip(load(32 * g)),
+            5 => L::or_and(nibble(), moved(load(4), g, 4), 1 << 4),
+            6 => L::or_and(nibble(), moved(load(4 + g % 2), 2 * (g / 2), 4), 3 << 4),
+            _ => L::flip(load(g)),
         }
     }
 }
@@ -620,22 +592,16 @@ impl PlainBlock {
     };
 
     /// # Safety
-    /// As [`stored_scales`].
+    /// The CPU has the instructions of `L`; the group at `start` is whole and has the block.
     #[inline(always)]
-    unsafe fn unpack<L: Lanes, F: Stored>(
-        &mut self,
-        start: *const u8,
-        shape: GroupShape,
-        stride: usize,
-        block: usize,
-    ) {
+    unsafe fn unpack<L: Lanes, F: Stored>(&mut self, start: *const u8, shape: GroupShape, block: usize) {
         // SAFETY: the block is inside the group; every array of `self` has room for the widest vector.
         unsafe {
-            let planes = start.add(shape.planes + block * 32 * F::BITS);
+            let place = F::layout(L::LANES).place(shape.blocks, block);
             for (g, to) in self.codes.iter_mut().enumerate() {
-                L::store_plain(stored_code::<L, F>(planes, stride, g), to.as_mut_ptr());
+                L::store(stored_code::<L, F>(start.add(place.planes), g), to.as_mut_ptr());
             }
-            let scales = stored_scales::<L, F>(start, shape, stride, block);
+            let scales = stored_scales::<L, F>(start, place);
             L::store_f32(scales.d, self.d.as_mut_ptr());
             L::store_f32(scales.m, self.m.as_mut_ptr());
             for half in 0..2 {

@@ -7,7 +7,8 @@ use super::{Matrix, Store};
 use crate::KernelPath;
 use crate::buffer::{Arena, Buffer};
 use crate::dtype::{DType, ShapeError};
-use crate::pack::{GroupShape, LANES, Packed, pack_groups};
+use crate::interleave::{Interleaved, STRIPE, StripeShape, interleave};
+use crate::pack::{GroupShape, Packed, WIDE_LANES, pack_groups};
 
 /// A [`Matrix`] whose rows are not there yet.
 ///
@@ -33,12 +34,13 @@ pub struct MatrixPart<'a> {
 #[derive(Clone, Copy)]
 enum Layout {
     Packed(GroupShape),
+    Interleaved(StripeShape),
     Rows { stride: usize },
 }
 
 impl MatrixBuilder {
     /// Parts are whole multiples of so many rows, but for the last one.
-    pub const ROWS: usize = LANES;
+    pub const ROWS: usize = WIDE_LANES;
 
     /// Room for `[rows, cols]` of `dtype`, in the layout this CPU multiplies fastest, in memory of `arena`.
     ///
@@ -65,8 +67,10 @@ impl MatrixBuilder {
             ShapeError::Columns { dtype: dtype.name(), cols, block: dtype.block_len() }
         })?;
         row_bytes.checked_mul(rows).ok_or_else(too_large)?;
-        let store = if dtype.is_quantized() && path != KernelPath::Scalar {
-            Store::Packed(Packed::zeroed(dtype, rows, cols, place).ok_or_else(too_large)?)
+        let store = if path != KernelPath::Scalar && dtype.is_quantized() {
+            Store::Packed(Packed::zeroed(dtype, path.lanes(), rows, cols, place).ok_or_else(too_large)?)
+        } else if path != KernelPath::Scalar {
+            Store::Interleaved(Interleaved::zeroed(dtype, rows, cols, place).ok_or_else(too_large)?)
         } else {
             let unit = if dtype.is_quantized() { 1 } else { 16 * dtype.block_bytes() };
             let stride = row_bytes.checked_next_multiple_of(unit).ok_or_else(too_large)?;
@@ -79,11 +83,15 @@ impl MatrixBuilder {
     /// Cuts all rows into parts of about `rows` each: rounded up to [`MatrixBuilder::ROWS`], the last one shorter.
     pub fn parts(&mut self, rows: usize) -> Vec<MatrixPart<'_>> {
         let total = self.matrix.rows;
-        let step = rows.clamp(1, total.max(1)).next_multiple_of(LANES);
+        let step = rows.clamp(1, total.max(1)).next_multiple_of(Self::ROWS);
         let (layout, step_bytes, buffer) = match &mut self.matrix.store {
             Store::Packed(packed) => {
                 let shape = packed.shape;
-                (Layout::Packed(shape), step / LANES * shape.bytes, packed.groups_mut())
+                (Layout::Packed(shape), step / shape.lanes * shape.bytes, packed.groups_mut())
+            }
+            Store::Interleaved(floats) => {
+                let shape = floats.shape;
+                (Layout::Interleaved(shape), step / STRIPE * shape.bytes, floats.bytes_mut())
             }
             Store::Rows { stride, buffer } => {
                 (Layout::Rows { stride: *stride }, step * *stride, buffer.bytes_mut())
@@ -173,6 +181,7 @@ impl MatrixPart<'_> {
     fn lay_out(self, bytes: &[u8]) {
         match self.layout {
             Layout::Packed(shape) => pack_groups(self.dtype, shape, self.row_bytes, bytes, self.out),
+            Layout::Interleaved(shape) => interleave(shape, self.row_bytes, bytes, self.out),
             Layout::Rows { stride } if stride == self.row_bytes => self.out.copy_from_slice(bytes),
             Layout::Rows { stride } => {
                 let rows = bytes.chunks_exact(self.row_bytes).zip(self.out.chunks_exact_mut(stride));
@@ -191,6 +200,7 @@ mod tests {
     fn stored(matrix: &Matrix) -> &[u8] {
         match &matrix.store {
             Store::Packed(packed) => packed.groups(),
+            Store::Interleaved(floats) => floats.bytes(),
             Store::Rows { buffer, .. } => buffer.bytes(),
         }
     }
@@ -198,7 +208,7 @@ mod tests {
     proptest! {
         /// However the rows are cut, and in whatever order they come, the matrix is the one made at once.
         #[test]
-        fn parts_make_the_same_matrix(seed: u64, rows in 1usize..50, step in 1usize..60, backwards: bool) {
+        fn parts_make_the_same_matrix(seed: u64, rows in 1usize..70, step in 1usize..80, backwards: bool) {
             for dtype in DType::ALL {
                 let cols = if dtype.is_quantized() { 256 } else { 1 + (seed % 40) as usize };
                 let row_bytes = dtype.row_bytes(cols).unwrap();
@@ -228,7 +238,7 @@ mod tests {
     #[test]
     fn a_part_that_is_missing_is_noticed() {
         let mut builder = MatrixBuilder::new(&mut Arena::default(), DType::Q8_0, 20, 32).unwrap();
-        let mut parts = builder.parts(8);
+        let mut parts = builder.parts(16);
         let last = parts.pop().unwrap();
         for part in parts {
             let bytes = vec![1; part.bytes()];

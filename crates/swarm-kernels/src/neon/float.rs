@@ -5,6 +5,7 @@
 
 use crate::activation::{CHUNK, Eight, FloatRows};
 use crate::dtype::DType;
+use crate::interleave::{STRIPE, Stripes};
 use crate::neon::vectors::Vectors;
 use crate::pack::LANES;
 
@@ -44,12 +45,10 @@ impl Stored for BF16 {
 }
 
 /// Up to eight float rows times `out.len()` tokens of `x` from `first` on; `out[n][row]`.
-///
-/// `rows[r]` are the row's bytes, padded with zeros as the tokens are.
 #[inline(always)]
 pub(crate) fn floats<V: Vectors>(
     dtype: DType,
-    rows: &[&[u8]],
+    rows: Stripes<'_>,
     x: &FloatRows,
     first: usize,
     out: &mut [[f32; LANES]],
@@ -63,43 +62,48 @@ pub(crate) fn floats<V: Vectors>(
 }
 
 #[inline(always)]
-fn tiles<V: Vectors, S: Stored>(rows: &[&[u8]], x: &FloatRows, first: usize, out: &mut [[f32; LANES]]) {
-    for (n, out) in out.chunks_mut(3).enumerate() {
-        let token = first + 3 * n;
-        let mut at = 0;
-        while at < rows.len() {
-            at += match (&rows[at..], out.len()) {
-                (&[a, b, c, d, ..], 1) => tile::<V, S, 4, 1>([a, b, c, d], x, token, at, out),
-                (&[a, b, ..], 1) => tile::<V, S, 2, 1>([a, b], x, token, at, out),
-                (&[a, b, ..], 2) => tile::<V, S, 2, 2>([a, b], x, token, at, out),
-                (&[a, b, ..], _) => tile::<V, S, 2, 3>([a, b], x, token, at, out),
-                (&[a], 1) => tile::<V, S, 1, 1>([a], x, token, at, out),
-                (&[a], 2) => tile::<V, S, 1, 2>([a], x, token, at, out),
-                (&[a], _) => tile::<V, S, 1, 3>([a], x, token, at, out),
-                (&[], _) => rows.len(),
-            };
+fn tiles<V: Vectors, S: Stored>(rows: Stripes<'_>, x: &FloatRows, first: usize, out: &mut [[f32; LANES]]) {
+    for (at, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
+        let (stripe, place) = (stripe.as_chunks::<16>().0, STRIPE * at);
+        for (n, out) in out.chunks_mut(3).enumerate() {
+            let token = first + 3 * n;
+            match out.len() {
+                1 => tile::<V, S, 4, 1>(stripe, x, token, place, out),
+                2 => {
+                    tile::<V, S, 2, 2>(stripe, x, token, place, out);
+                    tile::<V, S, 2, 2>(stripe, x, token, place + 2, out);
+                }
+                _ => {
+                    tile::<V, S, 2, 3>(stripe, x, token, place, out);
+                    tile::<V, S, 2, 3>(stripe, x, token, place + 2, out);
+                }
+            }
         }
     }
 }
 
-/// `R` rows times `N` tokens from `token` on; the results of row `r` go to `out[n][first + r]`. Returns `R`.
+/// `R` rows of a stripe times `N` tokens from `token` on; the results of row `r` go to `out[n][place + r]`, and `place % 4` is
+/// the first row.
 #[inline(always)]
 fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
-    rows: [&[u8]; R],
+    stripe: &[[u8; 16]],
     x: &FloatRows,
     token: usize,
-    first: usize,
+    place: usize,
     out: &mut [[f32; LANES]],
-) -> usize {
-    let rows = rows.map(|row| &row.as_chunks::<16>().0[..x.cols() / 16 * S::BYTES]);
+) {
+    let stripe = &stripe[..x.cols() / 16 * STRIPE * S::BYTES];
     let mut acc = [[[V::splat(0.0); 4]; R]; N];
     for start in (0..x.cols()).step_by(CHUNK) {
         let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
         for i in 0..x[0][0].len() {
             for half in 0..2 {
                 let vectors = S::BYTES / 2;
-                let at = (2 * (start / 16 + i) + half) * vectors;
-                let w = rows.map(|row| S::eight::<V>(&row[at..][..vectors]));
+                let first = STRIPE * (start / 16 + i) + place % STRIPE;
+                let mut w = [[V::splat(0.0); 2]; R];
+                for (r, w) in w.iter_mut().enumerate() {
+                    *w = S::eight::<V>(&stripe[(2 * (first + r) + half) * vectors..][..vectors]);
+                }
                 for n in 0..N {
                     let x = x[n][half][i].0.as_chunks::<4>().0;
                     for quarter in 0..2 {
@@ -115,8 +119,7 @@ fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
     }
     for (acc, out) in acc.iter().zip(out) {
         for (r, acc) in acc.iter().enumerate() {
-            out[first + r] = V::tree(*acc);
+            out[place + r] = V::tree(*acc);
         }
     }
-    R
 }

@@ -11,6 +11,7 @@ use crate::activation::{FloatRows, QuantRows};
 use crate::block::dequantize;
 use crate::buffer::Buffer;
 use crate::dtype::DType;
+use crate::interleave::{Interleaved, interleave};
 use crate::matrix::tests::{activations, weights};
 use crate::pack::{Packed, pack_groups};
 use crate::quant;
@@ -46,7 +47,7 @@ fn check(dtype: DType, kernels: [Kernel; 2], rows: usize, cols: usize, w: &[u8],
     let mut quantized = QuantRows::default();
     quantized.fill(KernelPath::Scalar, x, cols);
     let tokens: Vec<_> = (0..x.len() / cols).map(|t| quantized.row(t)).collect();
-    let mut packed = Packed::zeroed(dtype, rows, cols, Buffer::zeroed).unwrap();
+    let mut packed = Packed::zeroed(dtype, LANES, rows, cols, Buffer::zeroed).unwrap();
     pack_groups(dtype, packed.shape, w.len() / rows, w, packed.groups_mut());
     let stored = w.chunks_exact(w.len() / rows);
     let want: Vec<Vec<u32>> = tokens
@@ -92,11 +93,13 @@ proptest! {
             let x = activations(seed, tokens * cols, extreme);
             let mut lines = FloatRows::default();
             lines.fill(&x, cols, false);
-            let w: Vec<&[u8]> = w.chunks_exact(padded * dtype.block_bytes()).collect();
+            let row_bytes = padded * dtype.block_bytes();
+            let mut floats = Interleaved::zeroed(dtype, rows, padded, Buffer::zeroed).unwrap();
+            interleave(floats.shape, row_bytes, &w, floats.bytes_mut());
             let mut out = vec![[9.0; LANES]; tokens];
-            float::floats::<Model>(dtype, &w, &lines, 0, &mut out);
+            float::floats::<Model>(dtype, floats.stripes(0, rows), &lines, 0, &mut out);
             for (x, out) in x.chunks_exact(cols).zip(&out) {
-                for (w, got) in w.iter().zip(out) {
+                for (w, got) in w.chunks_exact(row_bytes).zip(out) {
                     let mut values = vec![0.0; padded];
                     dequantize(dtype, w, &mut values).unwrap();
                     let want = crate::float::dot_f32(&values[..cols], x);

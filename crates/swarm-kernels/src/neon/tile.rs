@@ -20,7 +20,7 @@ use crate::activation::QuantRow;
 use crate::block::{Format, Scheme};
 use crate::dtype::DType;
 use crate::neon::vectors::Vectors;
-use crate::pack::{GroupShape, LANES, entry_bytes};
+use crate::pack::{GroupShape, LANES, Layout};
 use crate::quant::segment;
 
 /// A quantized format that a tile is compiled for.
@@ -99,11 +99,12 @@ pub(crate) fn stored<V: Vectors, F: Kind>(
     shape: GroupShape,
     block: usize,
 ) -> (&[[u8; 16]], Scales<V>) {
-    let (super_bytes, scale_bytes) = entry_bytes(F::FORMAT.scheme);
-    let entry = |at: usize, bytes: usize| group[at..at + bytes].as_chunks::<16>().0;
-    let supers = entry(block / 8 * super_bytes, super_bytes);
-    let scales = entry(shape.scales + block * scale_bytes, scale_bytes);
-    let planes = entry(shape.planes + block * 32 * F::FORMAT.bits, 32 * F::FORMAT.bits);
+    let layout = Layout::new(F::FORMAT.scheme, F::FORMAT.bits, LANES);
+    let place = layout.place(shape.blocks, block);
+    let part = |at: usize, bytes: usize| group[at..at + bytes].as_chunks::<16>().0;
+    let supers = part(place.supers, layout.supers);
+    let scales = part(place.scales, layout.scales);
+    let planes = part(place.planes, layout.planes);
     let floats = |of: &[u8; 16]| V::halves(V::bytes(of));
     let (none, no_ints) = ([V::splat(0.0); 2], [[V::ints([0; 4]); 2]; 2]);
     let pairs = V::bytes(&scales[0]);

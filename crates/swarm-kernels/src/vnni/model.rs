@@ -9,8 +9,8 @@ use crate::matrix::tests::{activations, noise, weights};
 use crate::pack::{Packed, pack_groups};
 use crate::{KernelPath, quant};
 
-/// `GROUPS` groups of eight lanes; with one, the upper half stays zero.
-struct Model<const GROUPS: usize>;
+/// `L` lanes; with eight, the upper half stays zero.
+struct Model<const L: usize>;
 
 type Bytes = [u8; 4 * ROWS];
 
@@ -34,65 +34,48 @@ fn each_u16(v: Bytes, value: impl Fn(u16) -> u16) -> Bytes {
     std::array::from_fn(|i| value(u16::from_le_bytes([v[i & !1], v[i | 1]])).to_le_bytes()[i % 2])
 }
 
-/// Lane `lane` of both groups, `size` bytes from each place.
-///
-/// # Safety
-/// `8 * size` bytes are readable at `at` and, for a second group, `stride` behind it.
-unsafe fn lane_bytes(at: *const u8, stride: usize, lane: usize, size: usize) -> *const u8 {
-    // SAFETY: lane 0..8 of one of two groups.
-    unsafe { at.add(lane / LANES * stride + lane % LANES * size) }
-}
-
-impl<const GROUPS: usize> Lanes for Model<GROUPS> {
+impl<const L: usize> Lanes for Model<L> {
     type I = Bytes;
     type F = [f32; ROWS];
-    const GROUPS: usize = GROUPS;
+    const LANES: usize = L;
 
     // SAFETY: plain Rust, nothing to ask for.
     unsafe fn tile<F: Stored, const N: usize>(
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { tile::<Self, F, N>(groups, shape, x, out) }
+        unsafe { tile::<Self, F, N>(group, shape, x, out) }
     }
 
     // SAFETY: plain Rust, nothing to ask for.
     unsafe fn panel<F: Stored>(
         panel: &mut DotPanel,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { panel.run::<Self, F>(groups, shape, x, out) }
+        unsafe { panel.run::<Self, F>(group, shape, x, out) }
     }
 
     fn ask(_at: *const u8) {}
 
     // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn load(at: *const u8, stride: usize) -> Bytes {
+    unsafe fn load(at: *const u8) -> Bytes {
         let mut v = [0; 4 * ROWS];
-        for (i, v) in v[..32 * GROUPS].iter_mut().enumerate() {
-            // SAFETY: 32 bytes of each group, by the caller's promise.
-            *v = unsafe { *at.add(i / 32 * stride + i % 32) };
-        }
+        // SAFETY: four bytes of each lane, by the caller's promise.
+        unsafe { v.as_mut_ptr().copy_from_nonoverlapping(at, 4 * L) };
         v
     }
 
     // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn load_plain(at: *const u8) -> Bytes {
-        // SAFETY: two groups of 32 bytes, one after the other, by the caller's promise.
-        unsafe { Self::load(at, 32) }
-    }
-
-    // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn store_plain(v: Bytes, at: *mut u8) {
-        // SAFETY: 32 bytes times the groups, by the caller's promise.
-        unsafe { at.copy_from_nonoverlapping(v.as_ptr(), 32 * GROUPS) };
+    unsafe fn store(v: Bytes, at: *mut u8) {
+        // SAFETY: four bytes of each lane, by the caller's promise.
+        unsafe { at.copy_from_nonoverlapping(v.as_ptr(), 4 * L) };
     }
 
     // SAFETY: plain Rust, nothing to ask for.
@@ -131,18 +114,16 @@ impl<const GROUPS: usize> Lanes for Model<GROUPS> {
     }
 
     // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn byte_pairs(at: *const u8, stride: usize) -> Bytes {
-        // SAFETY: 16 bytes of each group, by the caller's promise.
-        let pair = |lane| unsafe { lane_bytes(at, stride, lane, 2).cast::<[u8; 2]>().read() };
-        each_i32(|lane| {
-            if lane < LANES * GROUPS { i32::from(pair(lane)[0]) | i32::from(pair(lane)[1]) << 16 } else { 0 }
-        })
+    unsafe fn byte_pairs(at: *const u8) -> Bytes {
+        // SAFETY: two bytes of each lane, by the caller's promise.
+        let pair = |lane: usize| unsafe { at.add(2 * lane).cast::<[u8; 2]>().read() };
+        each_i32(|lane| if lane < L { i32::from(pair(lane)[0]) | i32::from(pair(lane)[1]) << 16 } else { 0 })
     }
 
     // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn signed_byte_pairs(at: *const u8, stride: usize) -> Bytes {
+    unsafe fn signed_byte_pairs(at: *const u8) -> Bytes {
         // SAFETY: the caller's promise.
-        let pairs = unsafe { Self::byte_pairs(at, stride) };
+        let pairs = unsafe { Self::byte_pairs(at) };
         each_u16(pairs, |word| i16::from(word as u8 as i8) as u16)
     }
 
@@ -157,13 +138,13 @@ impl<const GROUPS: usize> Lanes for Model<GROUPS> {
     }
 
     // SAFETY: the memory behind the pointers is the caller's promise.
-    unsafe fn halves(at: *const u8, stride: usize) -> [f32; ROWS] {
+    unsafe fn halves(at: *const u8) -> [f32; ROWS] {
         std::array::from_fn(|lane| {
-            if lane >= LANES * GROUPS {
+            if lane >= L {
                 return 0.0;
             }
-            // SAFETY: 16 bytes of each group, by the caller's promise.
-            let bits = unsafe { lane_bytes(at, stride, lane, 2).cast::<[u8; 2]>().read() };
+            // SAFETY: two bytes of each lane, by the caller's promise.
+            let bits = unsafe { at.add(2 * lane).cast::<[u8; 2]>().read() };
             crate::block::half(u16::from_le_bytes(bits))
         })
     }
@@ -180,14 +161,14 @@ impl<const GROUPS: usize> Lanes for Model<GROUPS> {
 
     // SAFETY: the memory behind the pointers is the caller's promise.
     unsafe fn load_f32(at: *const f32) -> [f32; ROWS] {
-        // SAFETY: 8 values times the groups, by the caller's promise.
-        std::array::from_fn(|lane| if lane < LANES * GROUPS { unsafe { *at.add(lane) } } else { 0.0 })
+        // SAFETY: a value of each lane, by the caller's promise.
+        std::array::from_fn(|lane| if lane < L { unsafe { *at.add(lane) } } else { 0.0 })
     }
 
     // SAFETY: the memory behind the pointers is the caller's promise.
     unsafe fn store_f32(v: [f32; ROWS], at: *mut f32) {
-        // SAFETY: 8 places times the groups, by the caller's promise.
-        unsafe { at.copy_from_nonoverlapping(v.as_ptr(), LANES * GROUPS) };
+        // SAFETY: a place of each lane, by the caller's promise.
+        unsafe { at.copy_from_nonoverlapping(v.as_ptr(), L) };
     }
 
     // SAFETY: plain Rust, nothing to ask for.
@@ -216,8 +197,8 @@ fn bits(v: f32) -> u32 {
     if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }
 }
 
-/// The products of all rows and tokens by the tile on `L`, and by the twin.
-fn both<L: Lanes>(
+/// The products of all rows and tokens by the tile on `V`, and by the twin.
+fn both<V: Lanes>(
     dtype: DType,
     rows: usize,
     cols: usize,
@@ -225,17 +206,14 @@ fn both<L: Lanes>(
     x: &QuantRows,
     tokens: usize,
 ) -> [Vec<u32>; 2] {
-    let mut packed = Packed::zeroed(dtype, rows, cols, Buffer::zeroed).unwrap();
+    let mut packed = Packed::zeroed(dtype, V::LANES, rows, cols, Buffer::zeroed).unwrap();
     pack_groups(dtype, packed.shape, w.len() / rows, w, packed.groups_mut());
     let (mut panel, mut got) = (DotPanel::new(), vec![0; rows * tokens]);
-    for group in (0..rows.div_ceil(LANES)).step_by(L::GROUPS) {
+    for (group, first) in (0..rows).step_by(V::LANES).enumerate() {
         let mut out = vec![[f32::NAN; ROWS]; tokens];
         // SAFETY: plain Rust needs no instructions of the CPU's.
-        unsafe {
-            panel.multiply::<L>(dtype, packed.two_groups(group), packed.shape, Tokens::new(x, 0), &mut out)
-        };
-        let first = group * LANES;
-        let here = (rows - first).min(LANES * L::GROUPS);
+        unsafe { panel.multiply::<V>(dtype, packed.group(group), packed.shape, Tokens::new(x, 0), &mut out) };
+        let here = (rows - first).min(V::LANES);
         for (token, out) in out.iter().enumerate() {
             let values = out[..here].iter().map(|v| bits(*v));
             got[token * rows + first..][..here].iter_mut().zip(values).for_each(|(to, v)| *to = v);
@@ -261,9 +239,9 @@ proptest! {
             let (w, numbers) = (weights(dtype, seed, rows, cols), activations(seed, tokens * cols, extreme));
             let mut x = QuantRows::default();
             x.fill(KernelPath::Scalar, &numbers, cols);
-            let [got, want] = both::<Model<2>>(dtype, rows, cols, &w, &x, tokens);
+            let [got, want] = both::<Model<16>>(dtype, rows, cols, &w, &x, tokens);
             prop_assert_eq!(got, want, "16 rows, {:?} [{}, {}] x {}", dtype, rows, cols, tokens);
-            let [got, want] = both::<Model<1>>(dtype, rows, cols, &w, &x, tokens);
+            let [got, want] = both::<Model<8>>(dtype, rows, cols, &w, &x, tokens);
             prop_assert_eq!(got, want, "8 rows, {:?} [{}, {}] x {}", dtype, rows, cols, tokens);
         }
     }
@@ -287,13 +265,13 @@ proptest! {
             unsafe {
                 let mut got = want;
                 if KernelPath::Avx512.is_available() {
-                    let dot = Zmm::dot(Zmm::load_plain(v[0].as_ptr()), Zmm::load_plain(v[1].as_ptr()), quad);
-                    Zmm::store_plain(dot, got.as_mut_ptr());
+                    let dot = Zmm::dot(Zmm::load(v[0].as_ptr()), Zmm::load(v[1].as_ptr()), quad);
+                    Zmm::store(dot, got.as_mut_ptr());
                     prop_assert_eq!(got, want);
                 }
                 if KernelPath::AvxVnni.is_available() {
-                    let dot = Ymm::dot(Ymm::load_plain(v[0].as_ptr()), Ymm::load_plain(v[1].as_ptr()), quad);
-                    Ymm::store_plain(dot, got.as_mut_ptr());
+                    let dot = Ymm::dot(Ymm::load(v[0].as_ptr()), Ymm::load(v[1].as_ptr()), quad);
+                    Ymm::store(dot, got.as_mut_ptr());
                     prop_assert_eq!(got, want);
                 }
             }
@@ -316,6 +294,6 @@ fn the_largest_scaled_product_is_exact_in_f32() {
 fn trees_agree() {
     let p: [f32; 16] = std::array::from_fn(|i| (i as f32 * 1.7).sin());
     // SAFETY: plain Rust.
-    let got = unsafe { tree::<Model<1>>(&p.map(|p| [p; ROWS])) };
+    let got = unsafe { tree::<Model<8>>(&p.map(|p| [p; ROWS])) };
     assert_eq!(got[0].to_bits(), tree16(&p).to_bits());
 }

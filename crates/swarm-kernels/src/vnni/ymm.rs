@@ -1,9 +1,9 @@
-//! Eight rows, one group, in the 256-bit vectors of AVX2 with AVX-VNNI.
+//! Eight rows in the 256-bit vectors of AVX2 with AVX-VNNI.
 
 use std::arch::x86_64::*;
 
 use super::{DotPanel, Lanes, ROWS, Stored, Tokens};
-use crate::pack::GroupShape;
+use crate::pack::{GroupShape, LANES};
 
 /// AVX-VNNI with AVX2, FMA and F16C; only used where it was detected.
 pub(crate) struct Ymm;
@@ -18,31 +18,31 @@ fn count(bits: usize) -> __m128i {
 impl Lanes for Ymm {
     type I = __m256i;
     type F = __m256;
-    const GROUPS: usize = 1;
+    const LANES: usize = LANES;
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
     unsafe fn tile<F: Stored, const N: usize>(
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { super::tile::<Self, F, N>(groups, shape, x, out) }
+        unsafe { super::tile::<Self, F, N>(group, shape, x, out) }
     }
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
     unsafe fn panel<F: Stored>(
         panel: &mut DotPanel,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { panel.run::<Self, F>(groups, shape, x, out) }
+        unsafe { panel.run::<Self, F>(group, shape, x, out) }
     }
 
     #[inline]
@@ -54,7 +54,7 @@ impl Lanes for Ymm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn load(at: *const u8, _stride: usize) -> __m256i {
+    unsafe fn load(at: *const u8) -> __m256i {
         // SAFETY: 32 bytes, by the caller's promise.
         unsafe { _mm256_loadu_si256(at.cast()) }
     }
@@ -62,15 +62,7 @@ impl Lanes for Ymm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn load_plain(at: *const u8) -> __m256i {
-        // SAFETY: 32 bytes, by the caller's promise.
-        unsafe { _mm256_loadu_si256(at.cast()) }
-    }
-
-    // SAFETY: instructions and memory are the caller's promise.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn store_plain(v: __m256i, at: *mut u8) {
+    unsafe fn store(v: __m256i, at: *mut u8) {
         // SAFETY: 32 bytes, by the caller's promise.
         unsafe { _mm256_storeu_si256(at.cast(), v) }
     }
@@ -128,7 +120,7 @@ impl Lanes for Ymm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn byte_pairs(at: *const u8, _stride: usize) -> __m256i {
+    unsafe fn byte_pairs(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         _mm256_cvtepu8_epi16(unsafe { _mm_loadu_si128(at.cast()) })
     }
@@ -136,7 +128,7 @@ impl Lanes for Ymm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn signed_byte_pairs(at: *const u8, _stride: usize) -> __m256i {
+    unsafe fn signed_byte_pairs(at: *const u8) -> __m256i {
         // SAFETY: the caller's promise.
         _mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(at.cast()) })
     }
@@ -158,7 +150,7 @@ impl Lanes for Ymm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    unsafe fn halves(at: *const u8, _stride: usize) -> __m256 {
+    unsafe fn halves(at: *const u8) -> __m256 {
         // SAFETY: the caller's promise.
         _mm256_cvtph_ps(unsafe { _mm_loadu_si128(at.cast()) })
     }

@@ -1,4 +1,4 @@
-//! Sixteen rows, two groups, in the 512-bit vectors of AVX-512 F, BW, VL and VNNI.
+//! Sixteen rows in the 512-bit vectors of AVX-512 F, BW, VL and VNNI.
 
 use std::arch::x86_64::*;
 
@@ -7,17 +7,6 @@ use crate::pack::GroupShape;
 
 /// AVX-512; only used where it was detected.
 pub(crate) struct Zmm;
-
-/// 16 bytes of each group.
-///
-/// # Safety
-/// They are readable.
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn sixteens(at: *const u8, stride: usize) -> __m256i {
-    // SAFETY: the caller's promise; loads have no alignment demand.
-    unsafe { _mm256_set_m128i(_mm_loadu_si128(at.add(stride).cast()), _mm_loadu_si128(at.cast())) }
-}
 
 /// A shift count that the compiler knows, which makes the shift one instruction.
 #[inline]
@@ -29,31 +18,31 @@ fn count(bits: usize) -> __m128i {
 impl Lanes for Zmm {
     type I = __m512i;
     type F = __m512;
-    const GROUPS: usize = 2;
+    const LANES: usize = ROWS;
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn tile<F: Stored, const N: usize>(
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { super::tile::<Self, F, N>(groups, shape, x, out) }
+        unsafe { super::tile::<Self, F, N>(group, shape, x, out) }
     }
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
     unsafe fn panel<F: Stored>(
         panel: &mut DotPanel,
-        groups: &[u8],
+        group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
         out: &mut [[f32; ROWS]],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { panel.run::<Self, F>(groups, shape, x, out) }
+        unsafe { panel.run::<Self, F>(group, shape, x, out) }
     }
 
     #[inline]
@@ -65,18 +54,7 @@ impl Lanes for Zmm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn load(at: *const u8, stride: usize) -> __m512i {
-        // SAFETY: 32 bytes at both places, by the caller's promise.
-        unsafe {
-            let first = _mm512_castsi256_si512(_mm256_loadu_si256(at.cast()));
-            _mm512_inserti64x4::<1>(first, _mm256_loadu_si256(at.add(stride).cast()))
-        }
-    }
-
-    // SAFETY: instructions and memory are the caller's promise.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn load_plain(at: *const u8) -> __m512i {
+    unsafe fn load(at: *const u8) -> __m512i {
         // SAFETY: 64 bytes, by the caller's promise.
         unsafe { _mm512_loadu_si512(at.cast()) }
     }
@@ -84,7 +62,7 @@ impl Lanes for Zmm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn store_plain(v: __m512i, at: *mut u8) {
+    unsafe fn store(v: __m512i, at: *mut u8) {
         // SAFETY: 64 bytes, by the caller's promise.
         unsafe { _mm512_storeu_si512(at.cast(), v) }
     }
@@ -143,17 +121,17 @@ impl Lanes for Zmm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512bw,avx2")]
-    unsafe fn byte_pairs(at: *const u8, stride: usize) -> __m512i {
-        // SAFETY: the caller's promise.
-        _mm512_cvtepu8_epi16(unsafe { sixteens(at, stride) })
+    unsafe fn byte_pairs(at: *const u8) -> __m512i {
+        // SAFETY: 32 bytes, by the caller's promise.
+        _mm512_cvtepu8_epi16(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512bw,avx2")]
-    unsafe fn signed_byte_pairs(at: *const u8, stride: usize) -> __m512i {
-        // SAFETY: the caller's promise.
-        _mm512_cvtepi8_epi16(unsafe { sixteens(at, stride) })
+    unsafe fn signed_byte_pairs(at: *const u8) -> __m512i {
+        // SAFETY: 32 bytes, by the caller's promise.
+        _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
     // SAFETY: the instructions are the caller's promise.
@@ -173,9 +151,9 @@ impl Lanes for Zmm {
     // SAFETY: instructions and memory are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512f,avx2")]
-    unsafe fn halves(at: *const u8, stride: usize) -> __m512 {
-        // SAFETY: the caller's promise.
-        _mm512_cvtph_ps(unsafe { sixteens(at, stride) })
+    unsafe fn halves(at: *const u8) -> __m512 {
+        // SAFETY: 32 bytes, by the caller's promise.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
     // SAFETY: the instructions are the caller's promise.
