@@ -22,6 +22,8 @@
 //! single bits   (3, 5: top)            1 vector:  quad g shifted by g
 //! ```
 
+use std::ops::Range;
+
 use crate::block::{Codes, Format, Scheme, decode_scales};
 use crate::buffer::Buffer;
 use crate::dtype::DType;
@@ -139,7 +141,7 @@ impl Packed {
 
     /// All groups, one after the other, `shape.bytes` each.
     #[cfg(test)]
-    pub fn groups(&self) -> &[u8] {
+    pub fn all(&self) -> &[u8] {
         self.buffer.bytes()
     }
 
@@ -153,7 +155,12 @@ impl Packed {
     }
 
     pub fn group(&self, group: usize) -> &[u8] {
-        &self.buffer.bytes()[group * self.shape.bytes..][..self.shape.bytes]
+        self.groups(group..group + 1)
+    }
+
+    /// Some groups, one after the other.
+    pub fn groups(&self, groups: Range<usize>) -> &[u8] {
+        &self.buffer.bytes()[groups.start * self.shape.bytes..groups.end * self.shape.bytes]
     }
 
     /// Block `block` of row `row`, taken out again.
@@ -468,7 +475,7 @@ mod tests {
                 for (rows, out) in bytes.chunks(lanes * row_bytes).zip(plain.chunks_exact_mut(shape.bytes)) {
                     pack_group(dtype, shape, row_bytes, rows, out);
                 }
-                prop_assert!(packed.groups() == plain, "{:?}", dtype);
+                prop_assert!(packed.all() == plain, "{:?}", dtype);
                 let parts = dtype.block_len() / 32;
                 for row in 0..rows {
                     for block in 0..cols / 32 {

@@ -44,6 +44,8 @@ pub(crate) const ROWS: usize = WIDE_LANES;
 /// Up to so many tokens meet the weights as stored, four at a time: unpacking them for all costs more than doing it for each
 /// four, while the groups are in the L1 cache.
 const FEW: usize = 4 * SIDE;
+/// The values of one token, of one or two groups.
+pub(crate) type Values = [f32; 2 * ROWS];
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
 /// How far ahead weights are asked for, in bytes.
@@ -59,6 +61,8 @@ pub(crate) trait Lanes: Sized {
     /// One f32 per lane.
     type F: Copy;
     const LANES: usize;
+    /// Whether there are registers for two groups: then they share what is read of the tokens.
+    const TWO: bool;
 
     /// [`tile`], compiled for this set.
     // SAFETY: instructions, as the trait says.
@@ -66,20 +70,24 @@ pub(crate) trait Lanes: Sized {
         group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        place: usize,
+        out: &mut [Values],
     );
     /// [`DotPanel::run`], compiled for this set.
     // SAFETY: instructions, as the trait says.
-    unsafe fn panel<F: Stored>(
+    unsafe fn panel<F: Stored, const G: usize>(
         panel: &mut DotPanel,
-        group: &[u8],
+        groups: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        place: usize,
+        out: &mut [Values],
     );
 
     /// Asks for a cache line; any address.
     fn ask(at: *const u8);
+    /// Asks for a cache line that is wanted later, not in the L1 cache yet.
+    fn ask_later(at: *const u8);
     /// Four bytes of each row.
     // SAFETY: instructions and memory, as the trait says.
     unsafe fn load(at: *const u8) -> Self::I;
@@ -100,9 +108,12 @@ pub(crate) trait Lanes: Sized {
     /// Every byte with its top bit turned over: a signed byte plus 128.
     // SAFETY: instructions, as the trait says.
     unsafe fn flip(v: Self::I) -> Self::I;
-    /// `sum` plus four products per lane: unsigned bytes of `codes` times the signed bytes of `quad`.
+    /// Four bytes in every lane.
+    // SAFETY: instructions and memory, as the trait says.
+    unsafe fn quad(at: *const i8) -> Self::I;
+    /// `sum` plus four products per lane: unsigned bytes of `codes` times signed bytes of `quad`.
     // SAFETY: instructions, as the trait says.
-    unsafe fn dot(sum: Self::I, codes: Self::I, quad: i32) -> Self::I;
+    unsafe fn dot(sum: Self::I, codes: Self::I, quad: Self::I) -> Self::I;
     /// `pair.0 * by.0 + pair.1 * by.1` in every lane.
     // SAFETY: instructions, as the trait says.
     unsafe fn pair_product(pair: [i16; 2], by: [i16; 2]) -> Self::I;
@@ -222,7 +233,8 @@ struct PlainBlock {
 /// of one segment (one partial sum) become plain bytes and f32 scales and meet all tokens from the L1 cache. The 16 partial
 /// sums of every token wait in memory for the tree.
 pub(crate) struct DotPanel {
-    blocks: Vec<PlainBlock>,
+    /// Of one segment of one or two groups.
+    blocks: Vec<[PlainBlock; 2]>,
     partial: Box<Partial>,
 }
 
@@ -232,8 +244,8 @@ thread_local! {
     static PANEL: std::cell::RefCell<DotPanel> = std::cell::RefCell::new(DotPanel::new());
 }
 
-/// Some groups times the tokens of `block`, whose first token begins a panel of `x`. Gives the rows of each group to
-/// `put(group, token, values)`.
+/// Some groups times the tokens of `block`, whose first token begins a panel of `x`. Gives the rows from group `group` on,
+/// of one or two groups, to `put(group, token, values)`.
 ///
 /// `path` is one of this file's, and available.
 #[cfg(target_arch = "x86_64")]
@@ -246,18 +258,19 @@ pub(crate) fn multiply_groups(
     block: Range<usize>,
     put: impl Fn(usize, usize, &[f32]),
 ) {
-    let x = Tokens::new(x, block.start);
+    let (x, shape) = (Tokens::new(x, block.start), packed.shape);
     let (mut few, mut many);
-    let values = if block.len() <= SIDE {
-        few = [[0.0; ROWS]; SIDE];
-        &mut few[..block.len()]
+    let (values, step) = if block.len() <= SIDE {
+        few = [[0.0; 2 * ROWS]; SIDE];
+        (&mut few[..block.len()], 1)
     } else {
-        many = [[0.0; ROWS]; TOKENS];
-        &mut many[..block.len()]
+        many = [[0.0; 2 * ROWS]; TOKENS];
+        (&mut many[..block.len()], 2)
     };
     PANEL.with_borrow_mut(|panel| {
-        for group in groups {
-            let (stored, shape) = (packed.group(group), packed.shape);
+        for group in groups.clone().step_by(step) {
+            let here = group..groups.end.min(group + step);
+            let stored = packed.groups(here.clone());
             // SAFETY: a path is available only where its instructions were detected.
             unsafe {
                 match path {
@@ -266,48 +279,49 @@ pub(crate) fn multiply_groups(
                 }
             }
             for (token, values) in block.clone().zip(values.iter()) {
-                put(group, token, &values[..shape.lanes]);
+                put(group, token, &values[..here.len() * shape.lanes]);
             }
         }
     });
 }
 
-/// `[segment][token][row]`.
+/// `[segment][token]`.
 #[repr(C, align(64))]
-struct Partial([[[f32; ROWS]; TOKENS]; 16]);
+struct Partial([[Values; TOKENS]; 16]);
 
 impl DotPanel {
     pub fn new() -> Self {
-        Self { blocks: Vec::new(), partial: Box::new(Partial([[[0.0; ROWS]; TOKENS]; 16])) }
+        Self { blocks: Vec::new(), partial: Box::new(Partial([[[0.0; 2 * ROWS]; TOKENS]; 16])) }
     }
 
-    /// A group times `out.len()` tokens (at most 64); `out[n][row]`.
+    /// One or two groups times `out.len()` tokens (at most 64); `out[n][row]`.
     ///
     /// # Safety
     /// The CPU has the instructions of `L`.
     pub unsafe fn multiply<L: Lanes>(
         &mut self,
         dtype: DType,
-        group: &[u8],
+        groups: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        out: &mut [Values],
     ) {
-        assert!(group.len() >= shape.bytes && shape.lanes == L::LANES && (1..=TOKENS).contains(&out.len()));
+        assert!(groups.len() == shape.bytes || groups.len() == 2 * shape.bytes, "not one or two groups");
+        assert!(shape.lanes == L::LANES && (1..=TOKENS).contains(&out.len()));
         assert!(x.rows.per_row() == shape.blocks, "tokens and weights of different width");
         // SAFETY: features promised by the caller, lengths asserted.
         unsafe {
             match dtype {
-                DType::Q4_0 => self.choose::<L, Q40>(group, shape, x, out),
-                DType::Q4_1 => self.choose::<L, Q41>(group, shape, x, out),
-                DType::Q5_0 => self.choose::<L, Q50>(group, shape, x, out),
-                DType::Q5_1 => self.choose::<L, Q51>(group, shape, x, out),
-                DType::Q8_0 => self.choose::<L, Q80>(group, shape, x, out),
-                DType::Q2_K => self.choose::<L, Q2K>(group, shape, x, out),
-                DType::Q3_K => self.choose::<L, Q3K>(group, shape, x, out),
-                DType::Q4_K => self.choose::<L, Q4K>(group, shape, x, out),
-                DType::Q5_K => self.choose::<L, Q5K>(group, shape, x, out),
-                DType::Q6_K => self.choose::<L, Q6K>(group, shape, x, out),
+                DType::Q4_0 => self.choose::<L, Q40>(groups, shape, x, out),
+                DType::Q4_1 => self.choose::<L, Q41>(groups, shape, x, out),
+                DType::Q5_0 => self.choose::<L, Q50>(groups, shape, x, out),
+                DType::Q5_1 => self.choose::<L, Q51>(groups, shape, x, out),
+                DType::Q8_0 => self.choose::<L, Q80>(groups, shape, x, out),
+                DType::Q2_K => self.choose::<L, Q2K>(groups, shape, x, out),
+                DType::Q3_K => self.choose::<L, Q3K>(groups, shape, x, out),
+                DType::Q4_K => self.choose::<L, Q4K>(groups, shape, x, out),
+                DType::Q5_K => self.choose::<L, Q5K>(groups, shape, x, out),
+                DType::Q6_K => self.choose::<L, Q6K>(groups, shape, x, out),
                 DType::F32 | DType::F16 | DType::BF16 => unreachable!("floats are not packed in lanes"),
             }
         }
@@ -317,47 +331,63 @@ impl DotPanel {
     /// As [`DotPanel::multiply`], after its checks.
     unsafe fn choose<L: Lanes, F: Stored>(
         &mut self,
-        group: &[u8],
+        groups: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        out: &mut [Values],
     ) {
-        if out.len() > FEW {
+        if out.len() > FEW && L::TWO && groups.len() > shape.bytes {
             // SAFETY: the caller's promise, passed on.
-            return unsafe { L::panel::<F>(self, group, shape, x, out) };
+            return unsafe { L::panel::<F, 2>(self, groups, shape, x, 0, out) };
         }
-        for (panel, out) in out.chunks_mut(SIDE).enumerate() {
-            let x = Tokens { panel: x.panel + panel, ..x };
-            // SAFETY: the caller's promise, passed on.
-            unsafe {
-                match out.len() {
-                    1 => L::tile::<F, 1>(group, shape, x, out),
-                    2 => L::tile::<F, 2>(group, shape, x, out),
-                    3 => L::tile::<F, 3>(group, shape, x, out),
-                    _ => L::tile::<F, 4>(group, shape, x, out),
+        for (index, group) in groups.chunks_exact(shape.bytes.max(1)).enumerate() {
+            let place = index * L::LANES;
+            if out.len() > FEW {
+                // SAFETY: the caller's promise, passed on.
+                unsafe { L::panel::<F, 1>(self, group, shape, x, place, out) };
+                continue;
+            }
+            for (panel, out) in out.chunks_mut(SIDE).enumerate() {
+                let x = Tokens { panel: x.panel + panel, ..x };
+                // SAFETY: the caller's promise, passed on.
+                unsafe {
+                    match out.len() {
+                        1 => L::tile::<F, 1>(group, shape, x, place, out),
+                        2 => L::tile::<F, 2>(group, shape, x, place, out),
+                        3 => L::tile::<F, 3>(group, shape, x, place, out),
+                        _ => L::tile::<F, 4>(group, shape, x, place, out),
+                    }
                 }
             }
         }
     }
 
-    /// More than a few tokens.
+    /// `G` groups and more than a few tokens; `out[n][place ..]`.
     ///
     /// # Safety
     /// As [`DotPanel::multiply`], after its checks.
     #[inline(always)]
-    unsafe fn run<L: Lanes, F: Stored>(
+    unsafe fn run<L: Lanes, F: Stored, const G: usize>(
         &mut self,
-        group: &[u8],
+        groups: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        place: usize,
+        out: &mut [Values],
     ) {
-        self.blocks.resize(shape.blocks.div_ceil(16), PlainBlock::ZERO);
+        self.blocks.resize(shape.blocks.div_ceil(16), [PlainBlock::ZERO; 2]);
         for s in 0..16 {
             let segment = segment(s, shape.blocks);
             for (plain, block) in self.blocks.iter_mut().zip(segment.clone()) {
-                // SAFETY: the block is inside the group.
-                unsafe { plain.unpack::<L, F>(group.as_ptr(), shape, block) };
+                for (plain, group) in plain.iter_mut().zip(groups.chunks_exact(shape.bytes)) {
+                    // SAFETY: the block is inside the group.
+                    unsafe { plain.unpack::<L, F>(group.as_ptr(), shape, block) };
+                }
+            }
+            // While this segment is multiplied, a part of what comes next is on its way from memory.
+            let part = groups.len() / 16;
+            for line in (0..part).step_by(64) {
+                L::ask_later(groups.as_ptr().wrapping_add(groups.len() + s * part + line));
             }
             let blocks = &self.blocks[..segment.len()];
             let partial = &mut self.partial.0[s];
@@ -366,46 +396,51 @@ impl DotPanel {
                 // SAFETY: the instructions are the caller's promise.
                 unsafe {
                     match out.len() - first {
-                        1 => meet::<L, F, 1>(blocks, x, partial),
-                        2 => meet::<L, F, 2>(blocks, x, partial),
-                        3 => meet::<L, F, 3>(blocks, x, partial),
-                        _ => meet::<L, F, 4>(blocks, x, partial),
+                        1 => meet::<L, F, G, 1>(blocks, x, partial),
+                        2 => meet::<L, F, G, 2>(blocks, x, partial),
+                        3 => meet::<L, F, G, 3>(blocks, x, partial),
+                        _ => meet::<L, F, G, 4>(blocks, x, partial),
                     }
                 }
             }
         }
         for (n, out) in out.iter_mut().enumerate() {
-            // SAFETY: `ROWS` places each.
-            unsafe {
-                let mut sums = [L::splat(0.0); 16];
-                for (sum, partial) in sums.iter_mut().zip(&self.partial.0) {
-                    *sum = L::load_f32(partial[n].as_ptr());
+            for g in 0..G {
+                // SAFETY: a vector of each group has its place in `Values`.
+                unsafe {
+                    let mut sums = [L::splat(0.0); 16];
+                    for (sum, partial) in sums.iter_mut().zip(&self.partial.0) {
+                        *sum = L::load_f32(partial[n][g * L::LANES..].as_ptr());
+                    }
+                    L::store_f32(tree::<L>(&sums), out[place + g * L::LANES..].as_mut_ptr());
                 }
-                L::store_f32(tree::<L>(&sums), out.as_mut_ptr());
             }
         }
     }
 }
 
-/// One segment meets `N` tokens.
+/// One segment of `G` groups meets `N` tokens.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`.
 #[inline(always)]
-unsafe fn meet<L: Lanes, F: Stored, const N: usize>(
-    blocks: &[PlainBlock],
+unsafe fn meet<L: Lanes, F: Stored, const G: usize, const N: usize>(
+    blocks: &[[PlainBlock; 2]],
     x: &[QuantBlock],
-    partial: &mut [[f32; ROWS]],
+    partial: &mut [Values],
 ) {
-    // SAFETY: the caller's promise; a plain block has eight vectors of codes, and `partial` rows of `ROWS` places.
+    // SAFETY: the caller's promise; a plain block has eight vectors of codes, and each group its vector of `Values`.
     unsafe {
-        let mut acc = [L::splat(0.0); N];
+        let mut acc = [[L::splat(0.0); N]; G];
         for (plain, x) in blocks.iter().zip(x) {
-            let code = |g: usize| L::load(plain.codes[g].as_ptr());
-            add_block::<L, F, N>(code, &plain.scales::<L>(), x, &mut acc);
+            let code = |group: usize, g: usize| L::load(plain[group].codes[g].as_ptr());
+            let scales = |group: usize| plain[group].scales::<L>();
+            add_block::<L, F, G, N>(code, scales, x, &mut acc);
         }
-        for (acc, partial) in acc.into_iter().zip(partial) {
-            L::store_f32(acc, partial.as_mut_ptr());
+        for n in 0..N {
+            for g in 0..G {
+                L::store_f32(acc[g][n], partial[n][g * L::LANES..].as_mut_ptr());
+            }
         }
     }
 }
@@ -419,27 +454,28 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     group: &[u8],
     shape: GroupShape,
     x: Tokens<'_>,
-    out: &mut [[f32; ROWS]],
+    place: usize,
+    out: &mut [Values],
 ) {
     let start = group.as_ptr();
     // SAFETY: every block of a segment is below `shape.blocks`; the rest is the caller's promise.
     unsafe {
         let mut partial = [[L::splat(0.0); 16]; N];
         for s in 0..16 {
-            let mut acc = [L::splat(0.0); N];
+            let mut acc = [[L::splat(0.0); N]];
             for (block, x) in segment(s, shape.blocks).zip(x.segment(s, 0)) {
                 ask_ahead::<L, F>(start, block);
                 let place = F::layout(L::LANES).place(shape.blocks, block);
-                let scales = stored_scales::<L, F>(start, place);
-                let code = |g: usize| stored_code::<L, F>(start.add(place.planes), g);
-                add_block::<L, F, N>(code, &scales, x, &mut acc);
+                let scales = |_: usize| stored_scales::<L, F>(start, place);
+                let code = |_: usize, g: usize| stored_code::<L, F>(start.add(place.planes), g);
+                add_block::<L, F, 1, N>(code, scales, x, &mut acc);
             }
-            for (partial, acc) in partial.iter_mut().zip(acc) {
+            for (partial, acc) in partial.iter_mut().zip(acc[0]) {
                 partial[s] = acc;
             }
         }
         for (n, out) in out.iter_mut().enumerate() {
-            L::store_f32(tree::<L>(&partial[n]), out.as_mut_ptr());
+            L::store_f32(tree::<L>(&partial[n]), out[place..].as_mut_ptr());
         }
     }
 }
@@ -469,55 +505,86 @@ unsafe fn tree<L: Lanes>(p: &[L::F; 16]) -> L::F {
     }
 }
 
-/// Adds one block of 32 columns of `N` tokens to the running sums: the twin's `accumulate`.
+/// Adds one block of 32 columns of `G` groups and `N` tokens to the running sums: the twin's `accumulate`. Code and scales
+/// are of a group.
 ///
 /// # Safety
 /// The CPU has the instructions of `L`.
 #[inline(always)]
-unsafe fn add_block<L: Lanes, F: Stored, const N: usize>(
-    code: impl Fn(usize) -> L::I,
-    scales: &Scales<L>,
+unsafe fn add_block<L: Lanes, F: Stored, const G: usize, const N: usize>(
+    code: impl Fn(usize, usize) -> L::I,
+    scales: impl Fn(usize) -> Scales<L>,
     x: &QuantBlock,
-    acc: &mut [L::F; N],
+    acc: &mut [[L::F; N]; G],
 ) {
     // SAFETY: the instructions are the caller's promise; quad `g < 8` is inside a token's 32 bytes.
     unsafe {
         // The offset's share of each half, or of both together, taken off before the first product.
         let (first, second) = ([-F::OFFSET, if F::HALVES { 0 } else { -F::OFFSET }], [0, -F::OFFSET]);
-        let mut dots: [[L::I; 2]; N] =
-            std::array::from_fn(|n| [L::pair_product(x.sums[n], first), L::pair_product(x.sums[n], second)]);
+        let mut dots = [[[L::pair_product(x.sums[0], first); 2]; N]; G];
+        for (n, &sums) in x.sums.iter().enumerate().take(N) {
+            let start = [L::pair_product(sums, first), L::pair_product(sums, second)];
+            dots.iter_mut().for_each(|dots| dots[n] = start);
+        }
         for g in 0..8 {
-            let code = code(g);
             let half = if F::HALVES { g / 4 } else { 0 };
-            for (dots, q) in dots.iter_mut().zip(&x.q) {
-                let quad = q.as_ptr().add(4 * g).cast::<i32>().read_unaligned();
-                dots[half] = L::dot(dots[half], code, quad);
+            let mut codes = [code(0, g); G];
+            for (group, codes) in codes.iter_mut().enumerate().skip(1) {
+                *codes = code(group, g);
+            }
+            for (n, q) in x.q.iter().enumerate().take(N) {
+                let quad = L::quad(q.as_ptr().add(4 * g));
+                for (dots, codes) in dots.iter_mut().zip(codes) {
+                    dots[n][half] = L::dot(dots[n][half], codes, quad);
+                }
             }
         }
-        for n in 0..N {
-            let dx = L::splat(x.d[n]);
-            let [x0, x1] = x.sums[n].map(i32::from);
-            let dot = L::to_f32(dots[n][0]);
-            // Integers below 2^24 in f32: exact, also through a product and a sum.
-            let scaled = match F::SCHEME {
-                Scheme::Scale | Scheme::ScaleMin => dot,
-                Scheme::SuperMin => L::mul(dot, scales.s[0]),
-                Scheme::Super16 | Scheme::Super16Min => {
-                    L::fma(L::to_f32(dots[n][1]), scales.s[1], L::mul(dot, scales.s[0]))
-                }
-            };
-            acc[n] = L::fma(L::mul(scales.d, dx), scaled, acc[n]);
-            let both = || L::splat((x0 + x1) as f32);
-            acc[n] = match F::SCHEME {
-                Scheme::Scale | Scheme::Super16 => acc[n],
-                Scheme::ScaleMin => L::fma(L::mul(scales.m, dx), both(), acc[n]),
-                Scheme::SuperMin => L::fnma(L::mul(scales.m, dx), L::mul(scales.t[0], both()), acc[n]),
-                Scheme::Super16Min => {
-                    let first = L::mul(scales.t[0], L::splat(x0 as f32));
-                    let mins = L::fma(scales.t[1], L::splat(x1 as f32), first);
-                    L::fnma(L::mul(scales.m, dx), mins, acc[n])
-                }
-            };
+        for group in 0..G {
+            let scales = scales(group);
+            for n in 0..N {
+                let [first, second] = dots[group][n];
+                acc[group][n] = scale::<L, F>(&scales, [first, second], x.d[n], x.sums[n], acc[group][n]);
+            }
+        }
+    }
+}
+
+/// Scales the integer products of one block and token and adds them to its running sum.
+///
+/// # Safety
+/// The CPU has the instructions of `L`.
+#[inline(always)]
+unsafe fn scale<L: Lanes, F: Stored>(
+    scales: &Scales<L>,
+    dots: [L::I; 2],
+    d: f32,
+    sums: [i16; 2],
+    acc: L::F,
+) -> L::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let dx = L::splat(d);
+        let [x0, x1] = sums.map(i32::from);
+        let dot = L::to_f32(dots[0]);
+        // Integers below 2^24 in f32: exact, also through a product and a sum.
+        let scaled = match F::SCHEME {
+            Scheme::Scale | Scheme::ScaleMin => dot,
+            Scheme::SuperMin => L::mul(dot, scales.s[0]),
+            Scheme::Super16 | Scheme::Super16Min => {
+                L::fma(L::to_f32(dots[1]), scales.s[1], L::mul(dot, scales.s[0]))
+            }
+        };
+        let acc = L::fma(L::mul(scales.d, dx), scaled, acc);
+        let both = || L::splat((x0 + x1) as f32);
+        match F::SCHEME {
+            Scheme::Scale | Scheme::Super16 => acc,
+            Scheme::ScaleMin => L::fma(L::mul(scales.m, dx), both(), acc),
+            Scheme::SuperMin => L::fnma(L::mul(scales.m, dx), L::mul(scales.t[0], both()), acc),
+            Scheme::Super16Min => {
+                let first = L::mul(scales.t[0], L::splat(x0 as f32));
+                let mins = L::fma(scales.t[1], L::splat(x1 as f32), first);
+                L::fnma(L::mul(scales.m, dx), mins, acc)
+            }
         }
     }
 }

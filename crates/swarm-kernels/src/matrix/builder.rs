@@ -199,7 +199,7 @@ mod tests {
 
     fn stored(matrix: &Matrix) -> &[u8] {
         match &matrix.store {
-            Store::Packed(packed) => packed.groups(),
+            Store::Packed(packed) => packed.all(),
             Store::Interleaved(floats) => floats.bytes(),
             Store::Rows { buffer, .. } => buffer.bytes(),
         }

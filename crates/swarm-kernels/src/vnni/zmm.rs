@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{DotPanel, Lanes, ROWS, Stored, Tokens};
+use super::{DotPanel, Lanes, ROWS, Stored, Tokens, Values};
 use crate::pack::GroupShape;
 
 /// AVX-512; only used where it was detected.
@@ -19,6 +19,7 @@ impl Lanes for Zmm {
     type I = __m512i;
     type F = __m512;
     const LANES: usize = ROWS;
+    const TWO: bool = true;
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
@@ -26,29 +27,45 @@ impl Lanes for Zmm {
         group: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        place: usize,
+        out: &mut [Values],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { super::tile::<Self, F, N>(group, shape, x, out) }
+        unsafe { super::tile::<Self, F, N>(group, shape, x, place, out) }
     }
 
     // SAFETY: the instructions are the caller's promise.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    unsafe fn panel<F: Stored>(
+    unsafe fn panel<F: Stored, const G: usize>(
         panel: &mut DotPanel,
-        group: &[u8],
+        groups: &[u8],
         shape: GroupShape,
         x: Tokens<'_>,
-        out: &mut [[f32; ROWS]],
+        place: usize,
+        out: &mut [Values],
     ) {
         // SAFETY: the caller's promise, passed on.
-        unsafe { panel.run::<Self, F>(group, shape, x, out) }
+        unsafe { panel.run::<Self, F, G>(groups, shape, x, place, out) }
     }
 
     #[inline]
     fn ask(at: *const u8) {
         // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+
+    #[inline]
+    fn ask_later(at: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
+    }
+
+    // SAFETY: instructions and memory are the caller's promise.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn quad(at: *const i8) -> __m512i {
+        // SAFETY: four bytes, by the caller's promise.
+        _mm512_set1_epi32(unsafe { at.cast::<i32>().read_unaligned() })
     }
 
     // SAFETY: instructions and memory are the caller's promise.
@@ -106,8 +123,8 @@ impl Lanes for Zmm {
     // SAFETY: the instructions are the caller's promise.
     #[inline]
     #[target_feature(enable = "avx512vnni")]
-    unsafe fn dot(sum: __m512i, codes: __m512i, quad: i32) -> __m512i {
-        _mm512_dpbusd_epi32(sum, codes, _mm512_set1_epi32(quad))
+    unsafe fn dot(sum: __m512i, codes: __m512i, quad: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(sum, codes, quad)
     }
 
     // SAFETY: the instructions are the caller's promise.
