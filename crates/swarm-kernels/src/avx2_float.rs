@@ -178,7 +178,7 @@ fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256;
 /// on will read of them.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_for_next(rows: Stripes<'_>, start: usize, columns: usize, part: usize, parts: usize) {
+fn ask_for_next(rows: Stripes<'_>, start: usize, columns: usize, part: usize, parts: usize) {
     let from = rows.at(0, start / 16);
     let panel = (rows.shape.bytes - from).min(rows.at(0, columns / 16));
     for stripe in rows.bytes.chunks_exact(rows.shape.bytes) {

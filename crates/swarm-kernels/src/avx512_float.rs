@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use crate::activation::{CHUNK, Eight, FLOAT_TOKENS, FloatRows, TRIPLE, TRIPLE_CHUNK};
 use crate::avx2::tree;
-use crate::avx2_float::{ask_ahead, ask_for_next, load_weights as load_half};
+use crate::avx2_float::{ask_ahead, load_weights as load_half};
 use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
 use crate::pack::LANES;
@@ -216,13 +216,33 @@ impl Panel {
                 &chunk[from..chunk.len().min(from + COLUMNS / 16)]
             };
             let (begins, ends) = (start == 0, start + COLUMNS >= x.cols());
-            for (group, bytes) in rows.bytes.chunks(LANES / STRIPE * rows.shape.bytes).enumerate() {
-                let rows = Stripes { bytes, ..rows };
+            let group_bytes = LANES / STRIPE * rows.shape.bytes;
+            for (group, bytes) in rows.bytes.chunks(group_bytes).enumerate() {
                 // SAFETY: the rows are as long as the tokens.
-                unsafe { self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16) };
-                let parts = block.len().div_ceil(WIDE);
-                for (part, n) in (0..block.len()).step_by(WIDE).enumerate() {
-                    ask_for_next(rows, start, COLUMNS, half * parts + part, 2 * parts);
+                unsafe {
+                    let rows = Stripes { bytes, ..rows };
+                    self.widen::<KIND>(rows, start, half, COLUMNS.min(x.cols() - start) / 16);
+                }
+                // The panel that is widened next: of the next group, of the next columns, or of the rows behind these.
+                let next = match ((group + 1) * group_bytes < rows.bytes.len(), ends, half) {
+                    (true, ..) => (group + 1) * group_bytes + rows.at(0, start / 16),
+                    (_, false, _) => rows.at(0, (start + COLUMNS) / 16),
+                    (_, _, 0) => 0,
+                    _ => rows.bytes.len(),
+                };
+                let bytes = rows.at(0, COLUMNS / 16).min(rows.shape.bytes);
+                let part = bytes.div_ceil(block.len().div_ceil(WIDE)).next_multiple_of(64);
+                let mut at = 0;
+                for n in (0..block.len()).step_by(WIDE) {
+                    for line in (at..bytes.min(at + part)).step_by(64) {
+                        for stripe in 0..LANES / STRIPE {
+                            // Never faults, also beyond the end of the weights.
+                            let line =
+                                rows.bytes.as_ptr().wrapping_add(next + stripe * rows.shape.bytes + line);
+                            _mm_prefetch::<_MM_HINT_T1>(line.cast());
+                        }
+                    }
+                    at += part;
                     let left = block.len() - n;
                     let x = [columns(n), columns(if left > TRIPLE { n + TRIPLE } else { n })];
                     match left {
