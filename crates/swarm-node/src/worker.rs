@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{
-    Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener, Scope, interfaces,
-    own_address,
+    Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkError, LinkSettings, Listener, Scope,
+    interfaces, own_address,
 };
 use swarm_wire::{
     Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, NodeId, Pong, Refused,
@@ -350,9 +350,23 @@ fn accept(shared: &Arc<Shared>) {
             }
             recv(refusals) -> refusal => {
                 let Ok(refusal) = refusal else { return };
-                (shared.observer)(WorkerEvent::Stranger { why: crate::error::chain(&refusal.error) });
+                if let Some(why) = turned_away(shared, &refusal.error) {
+                    (shared.observer)(WorkerEvent::Stranger { why });
+                }
             }
         }
+    }
+}
+
+/// Why a stranger got no link, for this worker's user.
+fn turned_away(shared: &Shared, error: &LinkError) -> Option<String> {
+    match error {
+        // The desk has said so already, and how many tries are left.
+        LinkError::WrongCode { .. } => None,
+        LinkError::Refused { address } if shared.config.show_code && shared.identity.is_fresh() => Some(
+            format!("{address} is not paired with this computer; the code that is shown here pairs them"),
+        ),
+        error => Some(crate::error::chain(error)),
     }
 }
 
