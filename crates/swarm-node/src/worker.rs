@@ -181,8 +181,6 @@ pub(crate) struct Owner {
     pub node: NodeId,
     /// The static key of its machine.
     pub key: [u8; 32],
-    /// It answers when its workers want bytes of the model.
-    pub supplies: bool,
 }
 
 /// The stage that is being served, and who owns it.
@@ -466,8 +464,7 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
         let _ = sender.send(&Control::Bye);
         return;
     };
-    let owner =
-        Owner { number, node: hello.node_id, key: peer.static_key, supplies: hello.protocol_minor >= 1 };
+    let owner = Owner { number, node: hello.node_id, key: peer.static_key };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
     lock(&shared.connections).coordinators.remove(&number);
