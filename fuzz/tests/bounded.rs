@@ -1,6 +1,6 @@
 //! A bounded run of every fuzz target, the same each time; long runs are `cargo xtask fuzz`.
 
-use swarm_fuzz::{Budget, Shape, Target, check, fuzz, target};
+use swarm_fuzz::{Budget, Shape, TARGETS, Target, check, fuzz, target};
 
 /// Runs a target from its seeds; several seeds of chance, so that one unlucky choice does not decide.
 fn bounded(name: &str) {
@@ -45,6 +45,13 @@ fn tokenizers() {
 #[test]
 fn chat_templates() {
     bounded("template");
+}
+
+#[test]
+fn no_target_is_left_out() {
+    let tests = include_str!("bounded.rs");
+    let left_out = TARGETS.iter().filter(|target| !tests.contains(&format!("bounded({:?});", target.name)));
+    assert_eq!(left_out.map(|target| target.name).collect::<Vec<_>>(), [""; 0]);
 }
 
 #[test]

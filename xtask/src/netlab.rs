@@ -3,6 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,10 +14,13 @@ use swarm_testkit::{NetLab, Proc, TempHome};
 use crate::steps::{cargo, run_within};
 
 const HELP: &str = "\
-cargo xtask netlab [--nodes N] [--delays MS,MS,...] [--tokens N] [--dev] [--model M --layers CUT]
+cargo xtask netlab [--nodes N] [--delays MS,MS,...] [--mbit N] [--tokens N] [--rounds N] [--cores C,C,...] [--dev]
+                    [--model M --layers CUT]
 Runs `swarm-os` on N nodes (2 when not said), each in a network namespace of its own, every link through swarm-lossy,
-and prints the time per token for each delay (0,1,5,20,100 ms one way when not said). Greedy tokens are compared with
-one node alone. The model is a toy of four layers, so that the link is what is measured; --layers cuts another one.
+and prints the time per token for each delay (0,1,5,20,100 ms one way when not said), with links of --mbit (unlimited
+when not said). `beyond both` is what a token takes beyond one node alone and the delays of a lap, the relays' own lateness
+too; `of it computing` is how much longer the nodes compute than one does. Each delay has --rounds (1 when not said) pairs of
+a run alone and one over the ring; medians are shown. Greedy tokens are compared with one node alone. Every node has one thread, on the core of --cores that is its own. The model is a toy of four layers, so that the link is what is measured; --layers cuts another one.
 Needs root (CAP_NET_ADMIN) and `ip` of iproute2. --dev runs the dev build; the release build is the default.";
 const SOON: Duration = Duration::from_secs(60);
 const BUILD: Duration = Duration::from_secs(30 * 60);
@@ -26,14 +30,28 @@ const PORT: u16 = 4100;
 struct Options {
     nodes: usize,
     delays_ms: Vec<u64>,
+    /// Of each link, each way, in Mbit/s.
+    mbit: Option<u64>,
     tokens: usize,
+    rounds: usize,
+    /// Of each node; empty where the system chooses.
+    cores: Vec<usize>,
     dev: bool,
     model: Option<(PathBuf, String)>,
 }
 
 fn options(args: &[&str]) -> Result<Options> {
-    let mut options =
-        Options { nodes: 2, delays_ms: vec![0, 1, 5, 20, 100], tokens: 32, dev: false, model: None };
+    let delays_ms = vec![0, 1, 5, 20, 100];
+    let mut options = Options {
+        nodes: 2,
+        delays_ms,
+        mbit: None,
+        tokens: 32,
+        rounds: 1,
+        cores: vec![],
+        dev: false,
+        model: None,
+    };
     let (mut model, mut layers) = (None, None);
     let mut args = args.iter();
     while let Some(&name) = args.next() {
@@ -42,14 +60,22 @@ fn options(args: &[&str]) -> Result<Options> {
             "--nodes" => options.nodes = value()?.parse().context("--nodes is no number")?,
             "--tokens" => options.tokens = value()?.parse().context("--tokens is no number")?,
             "--delays" => {
-                let delays: Result<_, _> = value()?.split(',').map(str::parse).collect();
-                options.delays_ms = delays.context("--delays is no list of milliseconds")?;
+                options.delays_ms = list(value()?).context("--delays is no list of milliseconds")?;
             }
+            "--mbit" => options.mbit = Some(value()?.parse().context("--mbit is no number")?),
+            "--rounds" => options.rounds = value()?.parse().context("--rounds is no number")?,
+            "--cores" => options.cores = list(value()?).context("--cores is no list of cores")?,
             "--dev" => options.dev = true,
             "--model" => model = Some(PathBuf::from(value()?)),
             "--layers" => layers = Some(value()?.to_owned()),
             _ => bail!("{HELP}"),
         }
+    }
+    if options.rounds == 0 || options.mbit == Some(0) {
+        bail!("--rounds and --mbit begin at 1\n{HELP}");
+    }
+    if ![0, options.nodes].contains(&options.cores.len()) {
+        bail!("--cores needs one core per node\n{HELP}");
     }
     options.model = match (model, layers) {
         (None, None) if (2..=4).contains(&options.nodes) => None,
@@ -63,10 +89,16 @@ fn options(args: &[&str]) -> Result<Options> {
     Ok(options)
 }
 
+fn list<T: FromStr>(text: &str) -> Result<Vec<T>, T::Err> {
+    text.split(',').map(str::parse).collect()
+}
+
 /// What one run measured.
 struct Measured {
     token_ids: Value,
     ms_per_token: f64,
+    /// Of all nodes.
+    compute_ms: f64,
     lap_ms: f64,
     first_ms: f64,
 }
@@ -78,6 +110,7 @@ struct Lab {
     model: PathBuf,
     layers: String,
     tokens: usize,
+    cores: Vec<usize>,
     relays: Vec<Proc>,
     /// Kept for their drop, which ends them.
     _workers: Vec<Proc>,
@@ -100,12 +133,15 @@ pub fn netlab(root: &Path, args: &[&str]) -> Result<()> {
         }
     };
     let home = TempHome::new()?;
-    let mut lab =
-        Lab { net, home, binary, model, layers, tokens: options.tokens, relays: vec![], _workers: vec![] };
+    let (tokens, cores) = (options.tokens, options.cores);
+    let mut lab = Lab { net, home, binary, model, layers, tokens, cores, relays: vec![], _workers: vec![] };
     for node in 1..options.nodes {
         lab.add_worker(node, options.nodes, &lossy)?;
     }
-    lab.table(options.nodes, &options.delays_ms)
+    if let Some(mbit) = options.mbit {
+        lab.set_links(&format!("rate {}", mbit.saturating_mul(125_000)))?;
+    }
+    lab.table(options.nodes, &options.delays_ms, options.rounds)
 }
 
 /// `swarm-os` and `swarm-lossy`, new.
@@ -126,15 +162,19 @@ fn build(root: &Path, dev: bool) -> Result<(PathBuf, PathBuf)> {
 }
 
 impl Lab {
-    fn swarm_os(&self, args: &[&str]) -> Command {
+    /// `swarm-os` as `node` runs it.
+    fn swarm_os(&self, node: usize, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
         command.args(args);
+        if let Some(core) = self.cores.get(node) {
+            command.args(["--cores", &core.to_string()]);
+        }
         self.home.apply(&mut command);
         command
     }
 
     fn start(&self, node: usize, args: &[&str]) -> Result<Proc> {
-        Proc::spawn(&mut self.net.run_in(node, &self.swarm_os(args)))
+        Proc::spawn(&mut self.net.run_in(node, &self.swarm_os(node, args)))
     }
 
     /// A worker in its own namespace, and the relay before it in the last one.
@@ -176,7 +216,9 @@ impl Lab {
         }
         let report: Value = serde_json::from_str(&finished.stdout).context("run --json printed no JSON")?;
         let number = |key: &str| report[key].as_f64().with_context(|| format!("run --json has no {key}"));
+        let parts = report["waterfall"]["nodes"].as_array().context("run --json has no waterfall")?;
         Ok(Measured {
+            compute_ms: parts.iter().filter_map(|node| node["compute_ms"].as_f64()).sum(),
             ms_per_token: 1000.0 / number("decode_tok_per_s")?,
             lap_ms: number("lap_ms_p50")?,
             first_ms: number("ttft_ms")?,
@@ -184,35 +226,59 @@ impl Lab {
         })
     }
 
-    fn table(&mut self, nodes: usize, delays_ms: &[u64]) -> Result<()> {
-        let alone = self.run(1)?;
-        println!("{nodes} nodes, layers {}, {} tokens, {}", self.layers, self.tokens, self.model.display());
-        println!("alone: {:.3} ms per token", alone.ms_per_token);
-        println!(
-            " one way | links a lap | ms per token | lap p50 ms | beyond links ms | first token ms | tokens"
-        );
-        for &delay in delays_ms {
-            for relay in &mut self.relays {
-                relay.say(&format!("delay {delay}"))?;
-                relay.expect(SOON, "ok")?;
-            }
-            let measured = self.run(nodes)?;
-            let links_ms = delay as f64 * nodes as f64;
-            let equal = measured.token_ids == alone.token_ids;
-            println!(
-                "{delay:>5} ms | {links_ms:>8.0} ms | {:>12.3} | {:>10.3} | {:>15.3} | {:>14.1} | {}",
-                measured.ms_per_token,
-                measured.lap_ms,
-                measured.lap_ms - links_ms,
-                measured.first_ms,
-                if equal { "as alone" } else { "DIFFERENT" },
-            );
-            if !equal {
-                bail!("{} on the ring, {} alone", measured.token_ids, alone.token_ids);
-            }
+    /// Tells every relay.
+    fn set_links(&mut self, command: &str) -> Result<()> {
+        for relay in &mut self.relays {
+            relay.say(command)?;
+            relay.expect(SOON, "ok")?;
         }
         Ok(())
     }
+
+    fn table(&mut self, nodes: usize, delays_ms: &[u64], rounds: usize) -> Result<()> {
+        println!(
+            "{nodes} nodes, layers {}, {} tokens, {rounds} rounds, {}",
+            self.layers,
+            self.tokens,
+            self.model.display()
+        );
+        println!(
+            " one way | links a lap | alone ms | ms per token | beyond both ms | of it computing | lap p50 ms | first token ms | tokens"
+        );
+        for &delay in delays_ms {
+            self.set_links(&format!("delay {delay}"))?;
+            let (mut alone, mut ring) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                alone.push(self.run(1)?);
+                ring.push(self.run(nodes)?);
+            }
+            let token_ids = &alone.first().context("no round")?.token_ids;
+            if let Some(other) = ring.iter().find(|run| run.token_ids != *token_ids) {
+                bail!("{} on the ring, {token_ids} alone", other.token_ids);
+            }
+            let links_ms = delay as f64 * nodes as f64;
+            let of = |runs: &[Measured], part: fn(&Measured) -> f64| median(runs.iter().map(part).collect());
+            let pairs = |part: fn(&Measured) -> f64| {
+                median(alone.iter().zip(&ring).map(|(one, all)| part(all) - part(one)).collect())
+            };
+            println!(
+                "{delay:>5} ms | {links_ms:>8.0} ms | {:>8.3} | {:>12.3} | {:>14.3} | {:>15.3} | {:>10.3} | {:>14.1} | as alone",
+                of(&alone, |run| run.ms_per_token),
+                of(&ring, |run| run.ms_per_token),
+                pairs(|run| run.ms_per_token) - links_ms,
+                pairs(|run| run.compute_ms),
+                of(&ring, |run| run.lap_ms),
+                of(&ring, |run| run.first_ms),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The middle one; of an even number, the upper of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -223,13 +289,18 @@ mod tests {
     fn options_are_read_or_refused() {
         let read = options(&["--nodes", "3", "--delays", "0,7", "--tokens", "9", "--dev"]).unwrap();
         assert_eq!((read.nodes, read.delays_ms, read.tokens, read.dev), (3, vec![0, 7], 9, true));
+        let read = options(&["--mbit", "1000", "--rounds", "5", "--cores", "0,1"]).unwrap();
+        assert_eq!((read.mbit, read.rounds, read.cores), (Some(1000), 5, vec![0, 1]));
         assert!(options(&["--model", "m", "--layers", "0..1,1..2"]).unwrap().model.is_some());
-        let bad: [&[&str]; 6] = [
+        let bad: [&[&str]; 9] = [
             &["--nodes", "5"],
             &["--nodes"],
             &["--delays", "a"],
             &["--model", "m"],
             &["--model", "m", "--layers", "0..2"],
+            &["--rounds", "0"],
+            &["--mbit", "0"],
+            &["--cores", "0"],
             &["x"],
         ];
         bad.into_iter().for_each(|args| assert!(options(args).is_err(), "{args:?}"));

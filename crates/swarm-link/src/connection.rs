@@ -232,6 +232,8 @@ pub(crate) enum Failure {
     Noise(HandshakeFailure),
     /// The responder had all it needed to accept, and hung up instead.
     RefusedByPeer,
+    /// The other side typed another code than the one that is shown here.
+    WrongCode,
     /// The files of this node cannot be read or written.
     Us(IdentityError),
 }
@@ -251,6 +253,7 @@ impl Failure {
             }
             Self::Noise(HandshakeFailure::OwnAddress) => LinkError::OwnAddress { address },
             Self::Noise(HandshakeFailure::Refused) | Self::RefusedByPeer => LinkError::Refused { address },
+            Self::WrongCode => LinkError::WrongCode { address },
             Self::Us(source) => LinkError::Identity { source: Box::new(source) },
             Self::Io(error) => match error.kind() {
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => {

@@ -145,6 +145,12 @@ pub enum LinkError {
         /// The other end.
         address: SocketAddr,
     },
+    /// The other end typed another pairing code than the one that is shown here; the desk that shows it says so as well.
+    #[error("{address} typed another pairing code than the one that is shown here")]
+    WrongCode {
+        /// The other end.
+        address: SocketAddr,
+    },
     /// The other end hung up before the handshake was over.
     #[error(
         "{address} closed the connection during the handshake; try again, and check that a Swarm-OS node listens there"
@@ -292,6 +298,7 @@ impl LinkError {
             | Self::Broken => Blame::Link,
             // Anyone on the path can change bytes, but only the peer can be avoided.
             Self::Refused { .. }
+            | Self::WrongCode { .. }
             | Self::NotSwarm { .. }
             | Self::OtherVersion { .. }
             | Self::Tampered { .. }

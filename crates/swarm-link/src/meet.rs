@@ -153,8 +153,12 @@ pub(crate) fn show(
         return Err(HandshakeFailure::Refused.into());
     }
     let own = Card::of(identity, desk.name());
-    let (waiting, answer) = shower.answer(identity, &own, &opening).inspect_err(|_| {
+    let (waiting, answer) = shower.answer(identity, &own, &opening).map_err(|failure| {
         desk.wrong(number, address, Instant::now());
+        match failure {
+            HandshakeFailure::Refused => Failure::WrongCode,
+            failure => failure.into(),
+        }
     })?;
     desk.right(number);
     let finish = || {

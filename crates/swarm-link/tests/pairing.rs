@@ -134,6 +134,10 @@ fn three_wrong_codes_and_the_code_is_dead() {
         })
         .collect();
     assert_eq!(left, [2, 1, 0]);
+    // The listener calls it by its name, and not another swarm.
+    let refusals = kitchen.listener.refusals();
+    let called = |refusal: swarm_link::Refusal| matches!(refusal.error, LinkError::WrongCode { .. });
+    wait_for(SOON, "a refusal", || refusals.try_recv().is_ok_and(called)).unwrap();
     // For a while nobody may pair, then the old code is one more wrong guess and the new one is right.
     assert!(matches!(den.type_code(&kitchen, &code), Err(PairError::Closed { .. })));
     wait_for(SOON, "the end of the rest", || shows_code(&kitchen.addresses(), SOON).unwrap()).unwrap();

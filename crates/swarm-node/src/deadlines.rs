@@ -36,6 +36,10 @@ deadlines! {
     DEAD = Heartbeat::PING_EVERY_US * Heartbeat::DEAD_PINGS as u64 / 1000;
     /// A batch that the next node does not acknowledge, a second more for each 64 kB on the way; then the link is closed and the answer ends with an error.
     ACKNOWLEDGE = 2_500;
+    /// Between two looks whether a receipt is late.
+    RECEIPT_LOOK = 100;
+    /// The receipt of a batch; then an echo is sent behind it, and one that is back before the receipt proves that the batch was lost.
+    RECEIPT_LATE = 50;
     /// The pings of a coordinator; without one a worker takes it for gone and frees its stage.
     COORDINATOR_SILENT = 8_000;
     /// The first message on a connection to a worker; then it is closed.
@@ -208,7 +212,7 @@ mod tests {
             )
         };
         // A receipt is looked for twice before it is missed, and that says who is to blame before the lap's deadline.
-        let missed_us = (ACKNOWLEDGE + 2 * HEARTBEAT).as_micros();
+        let missed_us = (ACKNOWLEDGE + 2 * RECEIPT_LOOK).as_micros();
         assert!(missed_us <= DEAD.as_micros());
         assert!(missed_us <= u128::from(swarm_ring::Timers::default().lap_us_min));
         // A worker that waits for its memory is not taken for silent.

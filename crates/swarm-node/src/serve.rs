@@ -423,10 +423,6 @@ impl StageBody {
     /// Asks the coordinator to serve bytes of its model, and takes the connection that it dials. Nothing when it does not,
     /// or has the model in the cache that this worker has, too.
     fn supplied(&self) -> Option<Supplied> {
-        if !self.owner.supplies {
-            // It would take the question for a mistake.
-            return None;
-        }
         self.say(&Control::Wanting { epoch: self.order.epoch }).ok()?;
         let (link, supply) = self.supplied.recv_timeout(SUPPLY_COMES).ok()?;
         let number = || Store::of_user().number().ok();

@@ -11,8 +11,8 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::LinkError;
 use swarm_ring::{Arrival, Gate};
 use swarm_wire::{
-    Ack, CloseCode, Closing, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId,
-    OpenView, SegmentHead, StageTime, Tokens, patch_sent_us,
+    Ack, CloseCode, Closing, Echo, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits,
+    NodeId, OpenView, SegmentHead, StageTime, Tokens, patch_sent_us,
 };
 
 use crate::clock::{at_us, now_us};
@@ -166,6 +166,12 @@ pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbo
                     {
                         let _ = last_word.send(InboxEnd::Told(closing.code));
                         return;
+                    }
+                    // Behind the receipts of all that came before it, and by the same thread: that order is what it proves.
+                    if let Ok(echo) = Echo::decode(&bytes) {
+                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
+                        let _ = receipts.send(&[&echo.encode()]);
+                        continue;
                     }
                     let inbound = Inbound { bytes, arrival, wire_bytes: wire_bytes as u64 };
                     if sink.send(inbound).is_err() {

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use swarm_link::{
-    Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkSettings, Listener, Scope, interfaces,
-    own_address,
+    Closer, Connection, Discovery, DiscoveryEvent, Identity, LinkError, LinkSettings, Listener, Scope,
+    interfaces, own_address,
 };
 use swarm_wire::{
     Blame, CloseCode, Control, DATA_HELLO_BYTES, DataHello, DataKind, Epoch, Hello, NodeId, Pong, Refused,
@@ -181,8 +181,6 @@ pub(crate) struct Owner {
     pub node: NodeId,
     /// The static key of its machine.
     pub key: [u8; 32],
-    /// It answers when its workers want bytes of the model.
-    pub supplies: bool,
 }
 
 /// The stage that is being served, and who owns it.
@@ -350,9 +348,23 @@ fn accept(shared: &Arc<Shared>) {
             }
             recv(refusals) -> refusal => {
                 let Ok(refusal) = refusal else { return };
-                (shared.observer)(WorkerEvent::Stranger { why: crate::error::chain(&refusal.error) });
+                if let Some(why) = turned_away(shared, &refusal.error) {
+                    (shared.observer)(WorkerEvent::Stranger { why });
+                }
             }
         }
+    }
+}
+
+/// Why a stranger got no link, for this worker's user.
+fn turned_away(shared: &Shared, error: &LinkError) -> Option<String> {
+    match error {
+        // The desk has said so already, and how many tries are left.
+        LinkError::WrongCode { .. } => None,
+        LinkError::Refused { address } if shared.config.show_code && shared.identity.is_fresh() => Some(
+            format!("{address} is not paired with this computer; the code that is shown here pairs them"),
+        ),
+        error => Some(crate::error::chain(error)),
     }
 }
 
@@ -452,8 +464,7 @@ fn coordinator(shared: &Arc<Shared>, connection: Connection, hello: &Hello) {
         let _ = sender.send(&Control::Bye);
         return;
     };
-    let owner =
-        Owner { number, node: hello.node_id, key: peer.static_key, supplies: hello.protocol_minor >= 1 };
+    let owner = Owner { number, node: hello.node_id, key: peer.static_key };
     (shared.observer)(WorkerEvent::Joined { coordinator: name.clone() });
     let why = control_loop(shared, &sender, &mut receiver, owner, &closer);
     lock(&shared.connections).coordinators.remove(&number);

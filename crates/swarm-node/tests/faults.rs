@@ -105,6 +105,25 @@ fn a_batch_that_is_not_acknowledged_is_missed_though_heartbeats_are_answered() {
 }
 
 #[test]
+fn a_batch_that_the_receiver_lost_is_missed_after_a_round_trip() {
+    let model = model("llama", 2);
+    let identity = identity();
+    // Alone on its way an echo finds it; with others behind it their receipts do.
+    for (prompt, how) in [(4, "lost lap 1: an echo"), (23, "acknowledged lap 2, but lap 1 is due")] {
+        let puppet = Puppet::start(&identity, "puppet");
+        puppet.lose(1);
+        let engine = Engine::start(&config(&model.path, at(&[puppet.address])), &identity, &|_| {}).unwrap();
+        let Finish::Error(why) = engine.generate(common::request_of(prompt, 5)).unwrap().finish().finish
+        else {
+            panic!("the puppet cannot answer")
+        };
+        let noticed = puppet.lost_at().expect("a batch was lost").elapsed();
+        assert!(noticed < Duration::from_secs(1), "{noticed:?}: {why}");
+        assert!(why.contains("puppet") && why.contains("layers 1..2") && why.contains(how), "{why}");
+    }
+}
+
+#[test]
 fn a_stopped_worker_does_not_keep_the_engine_from_ending() {
     let model = model("llama", 2);
     let identity = identity();

@@ -13,8 +13,8 @@ use swarm_link::{Connection, Identity};
 use swarm_node::{Engine, Finish, Worker, WorkerConfig, WorkerSearch};
 use swarm_testkit::wait_for;
 use swarm_wire::{
-    Blame, CloseCode, Closing, Control, DataKind, Epoch, Frame, FrameHead, FrameView, Hidden, Limits, Open,
-    Ping, Position, Refused, SegmentHead, SessionId, StageTime,
+    Ack, Blame, CloseCode, Closing, Control, DataKind, Echo, Epoch, Frame, FrameHead, FrameView, Hidden,
+    Limits, Open, Ping, Position, Receipt, Refused, SegmentHead, SessionId, StageTime,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -240,6 +240,30 @@ fn closes_with(code: CloseCode, bad: impl Fn(&Stage) -> Vec<Vec<u8>>) {
     let mut next = Stage::start(stage.caller, &model.path, Epoch(10));
     next.begin();
     assert_eq!(next.step(&[(ONE, 2, 1), (TWO, 2, 1)]), want[0]);
+}
+
+#[test]
+fn an_echo_comes_back_behind_the_receipt_of_what_came_before_it() {
+    let (model, identity) = (model("llama", 2), identity());
+    let worker = worker(&identity, &model.path);
+    let mut stage = Stage::start(Caller::greet(&identity, worker.port()), &model.path, Epoch(9));
+    stage.begin();
+    // Close behind a batch, so while the stage computes it.
+    let (epoch, lap) = (stage.epoch, stage.lap + 1);
+    let (batch, echo) = (stage.batch(epoch, lap, &[(ONE, 2, 1)]), Echo { epoch, lap });
+    stage.send(&batch);
+    stage.send(&echo.encode());
+    let mut receipts = Vec::new();
+    stage.hidden.receiver.set_idle_timeout(Some(WAIT)).unwrap();
+    while receipts.last() != Some(&Receipt::Echo(echo)) {
+        let mut bytes = Vec::new();
+        stage.hidden.receiver.receive(&mut bytes).unwrap();
+        receipts.push(Receipt::decode(&bytes).unwrap());
+    }
+    let acks = (1..=lap).map(|lap| Receipt::Ack(Ack { epoch, lap }));
+    assert_eq!(receipts, acks.chain([Receipt::Echo(echo)]).collect::<Vec<_>>());
+    stage.lap = lap;
+    assert_eq!(stage.hear().tokens.len(), 1, "the stage goes on");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ack::{ACK_BYTES, Ack};
+use crate::ack::{ACK_BYTES, Ack, ECHO_KIND, Echo};
 use crate::cursor::Cursor;
 use crate::error::DecodeError;
 use crate::ids::Epoch;
@@ -154,18 +154,21 @@ impl Closing {
 pub enum Receipt {
     /// A batch arrived.
     Ack(Ack),
+    /// What was sent behind a late batch is back.
+    Echo(Echo),
     /// The link ends.
     Closing(Closing),
 }
 
 impl Receipt {
-    /// Decodes either. Total; allocates nothing.
+    /// Decodes any of them. Total; allocates nothing.
     ///
     /// # Errors
-    /// [`DecodeError`] for bytes that are neither.
+    /// [`DecodeError`] for bytes that are none.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         match bytes.first() {
             Some(&KIND) => Closing::decode(bytes).map(Self::Closing),
+            Some(&ECHO_KIND) => Echo::decode(bytes).map(Self::Echo),
             _ => Ack::decode(bytes).map(Self::Ack),
         }
     }
@@ -201,15 +204,16 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_receipt_a_closing_or_an_error(
+        fn any_bytes_are_one_of_the_three_or_an_error(
             mut bytes in proptest::collection::vec(any::<u8>(), 0..40),
-            kind in proptest::option::of(7u8..9),
+            kind in proptest::option::of(7u8..10),
         ) {
             if let (Some(first), Some(kind)) = (bytes.first_mut(), kind) {
                 *first = kind;
             }
             match Receipt::decode(&bytes) {
                 Ok(Receipt::Ack(ack)) => prop_assert_eq!(ack.encode().to_vec(), bytes),
+                Ok(Receipt::Echo(echo)) => prop_assert_eq!(echo.encode().to_vec(), bytes),
                 Ok(Receipt::Closing(closing)) => prop_assert_eq!(closing.encode().to_vec(), bytes),
                 Err(_) => {}
             }

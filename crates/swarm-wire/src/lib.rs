@@ -32,7 +32,7 @@ mod measure;
 mod sampling;
 mod supply;
 
-pub use ack::{ACK_BYTES, Ack};
+pub use ack::{ACK_BYTES, Ack, Echo};
 pub use blame::Blame;
 pub use bulk::{Answer, Ask, BULK_BYTES_MAX, PIECE_BYTES_MAX, PIECE_HEAD_BYTES, PIECES_MAX, PieceRange};
 pub use closing::{CloseCode, Closing, Receipt};
@@ -61,6 +61,6 @@ pub use supply::{
 };
 
 /// Two nodes with another major number cannot talk; both versions are named in the refusal.
-pub const PROTOCOL_MAJOR: u32 = 2;
+pub const PROTOCOL_MAJOR: u32 = 3;
 /// A higher minor number only adds control messages or fields that an older build may ignore.
-pub const PROTOCOL_MINOR: u32 = 1;
+pub const PROTOCOL_MINOR: u32 = 0;

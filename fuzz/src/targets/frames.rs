@@ -1,8 +1,8 @@
 //! Frames and control messages: total, and one meaning has one encoding.
 
 use swarm_wire::{
-    Ack, Answer, Ask, Blame, CONTROL_KINDS, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Failed,
-    Frame, FrameHead, FrameView, Hidden, Limits, NodeId, Open, PIECE_BYTES_MAX, PieceRange, Position,
+    Ack, Answer, Ask, Blame, CONTROL_KINDS, CloseCode, Closing, Control, DataHello, DataKind, Echo, Epoch,
+    Failed, Frame, FrameHead, FrameView, Hidden, Limits, NodeId, Open, PIECE_BYTES_MAX, PieceRange, Position,
     Receipt, Sampling, SegmentHead, SessionId, StageTime, TokenOut, Tokens, patch_sent_us, peek,
 };
 
@@ -104,6 +104,7 @@ fn frame_seeds() -> Vec<Vec<u8>> {
     let hello = DataHello { epoch, kind: DataKind::Tokens, from };
     let receipts = [
         Ack { epoch, lap: 77 }.encode().to_vec(),
+        Echo { epoch, lap: 77 }.encode().to_vec(),
         Closing { epoch, code: CloseCode::Order }.encode().to_vec(),
     ];
     encoded.chain([hello.encode().to_vec()]).chain(receipts).chain(bulk_seeds()).collect()
@@ -156,6 +157,7 @@ fn frame(bytes: &[u8]) -> u64 {
     }
     match Receipt::decode(bytes) {
         Ok(Receipt::Ack(ack)) => assert_eq!(ack.encode(), bytes, "a receipt has two encodings"),
+        Ok(Receipt::Echo(echo)) => assert_eq!(echo.encode(), bytes, "an echo has two encodings"),
         Ok(Receipt::Closing(closing)) => assert_eq!(closing.encode(), bytes, "a closing has two encodings"),
         Err(_) => {}
     }

@@ -3,9 +3,11 @@
 //! - import law: a room uses only rooms above it in [`imports::ROOMS`];
 //! - unsafe law: `unsafe` only in its two places, each use with its proof above;
 //! - lengths: files of at most 700 lines, functions of at most 70;
-//! - no large files.
+//! - no large files;
+//! - tests that a page names are there.
 
 mod imports;
+mod named_tests;
 mod source;
 mod unsafety;
 
@@ -30,6 +32,7 @@ pub fn tidy(root: &Path) -> Result<()> {
         check_file(root, path, &mut findings)?;
     }
     findings.extend(unsafety::check_roots(root)?);
+    findings.extend(named_tests::check(root, &files)?);
     findings.iter().for_each(|finding| eprintln!("tidy: {finding}"));
     if !findings.is_empty() {
         bail!("tidy has {} finding(s), see above", findings.len());

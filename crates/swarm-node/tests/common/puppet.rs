@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use swarm_link::{Connection, Identity, LinkSettings, Listener, dial};
 use swarm_weights::Checkpoint;
 use swarm_wire::{
-    CONTROL_BYTES_MAX, CloseCode, Closing, Control, DataHello, DataKind, Epoch, Fingerprint, Hello, KvType,
-    Limits, NodeId, Pong, Prepare, Ready, Refused, Role, Stats,
+    Ack, CONTROL_BYTES_MAX, CloseCode, Closing, Control, DataHello, DataKind, Echo, Epoch, Fingerprint,
+    Hello, KvType, Limits, NodeId, Pong, Prepare, Ready, Refused, Role, Stats,
 };
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -76,7 +76,16 @@ pub struct Puppet {
     gives_up: Arc<AtomicBool>,
     heard: Arc<Mutex<Vec<Control>>>,
     tail: Arc<Mutex<Tail>>,
+    loses: Arc<Mutex<Option<Loses>>>,
     _alive: Sender<()>,
+}
+
+/// Hidden rows are read and acknowledged, but one batch.
+#[derive(Clone, Copy)]
+struct Loses {
+    lap: u64,
+    /// When it was lost.
+    at: Option<Instant>,
 }
 
 /// The connection for tokens: what is still to be said on it, and how the coordinator closed it.
@@ -101,7 +110,7 @@ impl Puppet {
         let (pings, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
         let mute = Arc::<AtomicBool>::default();
         let (gives_up, heard) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Control>>>::default());
-        let tail = Arc::<Mutex<Tail>>::default();
+        let (tail, loses) = (Arc::<Mutex<Tail>>::default(), Arc::<Mutex<Option<Loses>>>::default());
         let body = PuppetBody {
             hello: hello(&own, name, Role::Worker),
             chatter,
@@ -112,9 +121,10 @@ impl Puppet {
             gives_up: gives_up.clone(),
             heard: heard.clone(),
             tail: tail.clone(),
+            loses: loses.clone(),
         };
         std::thread::spawn(move || body.accept(&listener));
-        Self { address, pings, open, mute, gives_up, heard, tail, _alive: alive }
+        Self { address, pings, open, mute, gives_up, heard, tail, loses, _alive: alive }
     }
 
     /// Says once that its stage cannot go on.
@@ -125,6 +135,17 @@ impl Puppet {
     /// Sends these bytes as the tail's answer.
     pub fn say_as_tail(&self, bytes: Vec<u8>) {
         self.tail.lock().unwrap().says = Some(bytes);
+    }
+
+    /// From the next placement on it reads hidden rows and does all that a receiving thread does, but for the batch `lap`,
+    /// which it drops as if it had never come.
+    pub fn lose(&self, lap: u64) {
+        *self.loses.lock().unwrap() = Some(Loses { lap, at: None });
+    }
+
+    /// When it dropped that batch.
+    pub fn lost_at(&self) -> Option<Instant> {
+        self.loses.lock().unwrap().and_then(|loses| loses.at)
     }
 
     /// Why the coordinator closed the connection for tokens, each time.
@@ -163,6 +184,7 @@ struct PuppetBody {
     gives_up: Arc<AtomicBool>,
     heard: Arc<Mutex<Vec<Control>>>,
     tail: Arc<Mutex<Tail>>,
+    loses: Arc<Mutex<Option<Loses>>>,
 }
 
 impl PuppetBody {
@@ -198,6 +220,26 @@ impl PuppetBody {
         }
     }
 
+    /// Acknowledges every batch but one, and sends echoes back.
+    fn take_rows(&self, mut link: Connection) {
+        let mut bytes = Vec::new();
+        link.receiver.set_message_bytes_max(1 << 26);
+        while link.receiver.receive(&mut bytes).is_ok() {
+            let answer = match (Ack::of(&bytes), Echo::decode(&bytes)) {
+                (Some(ack), _) => match self.loses.lock().unwrap().as_mut() {
+                    Some(loses) if loses.lap == ack.lap => {
+                        loses.at = Some(Instant::now());
+                        continue;
+                    }
+                    _ => ack.encode(),
+                },
+                (_, Ok(echo)) => echo.encode(),
+                _ => continue,
+            };
+            let _ = link.sender.send(&[&answer]);
+        }
+    }
+
     fn serve(self, mut link: Connection) {
         let mut first = Vec::new();
         link.receiver.receive(&mut first).unwrap();
@@ -208,6 +250,7 @@ impl PuppetBody {
                     self.be_tail(link);
                     self.open.fetch_sub(1, Ordering::SeqCst);
                 }
+                _ if self.loses.lock().unwrap().is_some() => self.take_rows(link),
                 // Held, and never read.
                 _ => drop(self.dead.recv()),
             }

@@ -274,7 +274,10 @@ impl Place<'_> {
             {
                 None => Check::ok(
                     "multicast",
-                    format!("works on this computer; {announced} others are announced"),
+                    match announced {
+                        1 => "works on this computer; 1 other is announced".to_owned(),
+                        count => format!("works on this computer; {count} others are announced"),
+                    },
                 ),
                 Some((peer, link)) => {
                     let name = name(peer);

@@ -42,9 +42,9 @@ pub fn headline(process: &Value) -> String {
                 format!("waits, offers {}{}", bytes(&process["memory_bytes"]), kept.unwrap_or_default())
             }
             stage => format!(
-                "serves layers {}, {} sessions, {} rows in {} frames, {} of KV rows",
+                "serves layers {}, {}, {} rows in {} frames, {} of KV rows",
                 layers(stage),
-                stage["sessions"],
+                sessions(stage),
                 stage["tokens"],
                 stage["frames"],
                 bytes(&stage["kv_bytes"])
@@ -54,7 +54,7 @@ pub fn headline(process: &Value) -> String {
     }
     let state = match &process["fault"] {
         Value::Null => {
-            format!("{} sessions, {}", process["sessions"], number(&process["tok_per_s"], 1, " tok/s"))
+            format!("{}, {}", sessions(process), number(&process["tok_per_s"], 1, " tok/s"))
         }
         fault => format!("down: {}", line(fault)),
     };
@@ -69,6 +69,11 @@ pub fn headline(process: &Value) -> String {
         process["tokens"],
         refused(process)
     )
+}
+
+fn sessions(of: &Value) -> String {
+    let count = &of["sessions"];
+    format!("{count} session{}", if *count == 1 { "" } else { "s" })
 }
 
 /// Links that were closed because of what came on them, where there were any.

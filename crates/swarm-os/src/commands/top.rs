@@ -199,7 +199,7 @@ mod tests {
 
     const SCREEN: &str = r"swarm-os top: q leaves
 
-coordinator of m\u{1b}[2J (process 7): 1 sessions, 3.5 tok/s, 12 tokens, lap 4.00 ms (p99 5.00)
+coordinator of m\u{1b}[2J (process 7): 1 session, 3.5 tok/s, 12 tokens, lap 4.00 ms (p99 5.00)
 node        state    layers    memory  KV rows  compute      hop      p99  round trip
 here-1a2b   up         0..9  612.0 MB   1.5 MB  2.25 ms  0.08 ms  0.31 ms     0.50 ms
 there-3c4d  suspect   9..18  612.0 MB   1.5 MB  2.25 ms  0.08 ms  0.31 ms     0.50 ms

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use swarm_testkit::lossy::{Relay, Settings};
-use swarm_testkit::{Proc, demo_model};
+use swarm_testkit::{NetLab, Proc, demo_model};
 
 use crate::common::{Bench, SOON, event};
+use crate::computer::Computer;
 
 /// From a death to the end of the command that needed the dead.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -158,6 +159,71 @@ fn a_worker_that_stops_answering_is_given_up() {
     worker.expect(SOON, "\"step\"").unwrap();
     worker.signal("STOP").unwrap();
     lost(run, "there");
+}
+
+/// It computes a twentieth of the time: heartbeats and receipts are late, and none of them is taken for a loss.
+#[test]
+fn a_worker_that_is_slow_is_not_taken_for_dead() {
+    let bench = Bench::new();
+    let toy = bench.toy();
+    let ask = |more: &[&str]| {
+        let args = ["run", "--raw", "--max-tokens", "400", "--model", toy.to_str().unwrap(), "in the tin"];
+        bench.start(&[&args[..], more].concat())
+    };
+    let want = ask(&[]).finish(SOON).unwrap();
+    let (mut worker, address) = bench.worker("there", &toy);
+    let mut run = ask(&["--peer", &address, "--workers", "1", "--layers", "0..2,2..4"]);
+    worker.expect(SOON, "\"step\"").unwrap();
+    let (mut stops, deadline) = (0, Instant::now() + SOON);
+    while run.is_running() {
+        assert!(Instant::now() < deadline, "{}", run.output());
+        worker.signal("STOP").unwrap();
+        // Not a wait for something: this is how slow it is.
+        std::thread::sleep(Duration::from_millis(190));
+        worker.signal("CONT").unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+        stops += 1;
+    }
+    let finished = run.finish(SOON).unwrap();
+    assert!(stops > 3, "it was not slow: {stops}");
+    assert!(finished.status.success(), "{finished:?}");
+    assert_eq!(finished.stdout, want.stdout);
+}
+
+/// Nothing closes a link here, and the kernel of neither side tells anybody.
+#[test]
+fn a_cable_that_is_pulled_in_the_middle_of_an_answer() {
+    let Some(lab) = NetLab::open(2).unwrap() else { return };
+    let [here, there] = [0, 1].map(|node| Computer::new(&lab, node));
+    let secret = there.run(&["secret", "export"]).stdout;
+    assert!(here.run(&["secret", "import", secret.trim()]).status.success());
+    let model = model();
+    let path = model.to_str().unwrap();
+    let mut worker =
+        there.start(&["worker", "--json", "--name", "kitchen", "--threads", "1", "--model", path]);
+    worker.expect(SOON, "\"waiting\"").unwrap();
+    let args = ["chat", "--split", "always", "--workers", "1", "--max-tokens", "40", "--threads", "1"];
+    let mut chat = here.start(&[&args[..], &["--model", path]].concat());
+    chat.expect(SOON, "2 nodes").unwrap();
+    chat.say("What is the capital of France?").unwrap();
+    worker.expect(SOON, "\"step\"").unwrap();
+    lab.set_link(1, false).unwrap();
+    let since = Instant::now();
+    let told = chat.expect(NOTICED, "the ring was lost").unwrap();
+    assert!(since.elapsed() < NOTICED);
+    assert!(told.contains("kitchen-") && told.contains("layers "), "{told}");
+    // One answers alone; the other keeps nothing for a coordinator that it does not hear.
+    ask(&mut chat);
+    worker.expect(Duration::from_secs(10).saturating_sub(since.elapsed()), "\"left\"").unwrap();
+    lab.set_link(1, true).unwrap();
+    worker.expect(SOON, "\"joined\"").unwrap();
+    swarm_testkit::wait_for(SOON, "an answer over both", || {
+        ask(&mut chat);
+        worker.output().rsplit("\"joined\"").next().unwrap().contains("\"step\"")
+    })
+    .unwrap();
+    chat.say("exit").unwrap();
+    assert!(chat.wait(SOON).unwrap().success(), "{}", chat.output());
 }
 
 /// A console over workers at `peers`.

@@ -27,6 +27,10 @@ fn two_computers_pair_answer_and_part() {
     }
     let second = code(&mut worker);
     assert_ne!(first, second);
+    // Its user reads what to do, and once: nothing of another swarm while a code is shown.
+    let shown = worker.output();
+    assert!(shown.contains("the code that is shown here pairs them"), "{shown}");
+    assert!(!shown.contains("another swarm") && !shown.contains("another pairing code"), "{shown}");
     // A person types the new one when the rest is over, and both are paired for good.
     let deadline = Instant::now() + SOON;
     let mut chat = loop {

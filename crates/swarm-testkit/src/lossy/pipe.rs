@@ -90,20 +90,31 @@ impl Pipe {
         self.moved.notify_all();
     }
 
-    /// The next piece, not before its time; `None` after the last.
-    fn take(&self) -> Option<Vec<u8>> {
+    /// When a piece that is due at `due` has gone through a link that is `free` from then on.
+    fn through(&self, due: Instant, free: Instant, bytes: usize) -> Instant {
+        match self.shared.state().settings.rate {
+            Some(rate) => free.max(due) + Duration::from_secs_f64(bytes as f64 / rate as f64),
+            None => due,
+        }
+    }
+
+    /// The next piece, not before its time; `None` after the last. Delay and rate are one wait, because every wait ends a
+    /// little late.
+    fn take(&self, free: &mut Instant) -> Option<Vec<u8>> {
         let mut queue = self.queue();
         while !self.is_reset() {
             let now = Instant::now();
-            let wait = match queue.pieces.front() {
-                Some((due, _)) if *due <= now => {
+            let front = queue.pieces.front().map(|(due, piece)| self.through(*due, *free, piece.len()));
+            let wait = match front {
+                Some(at) if at <= now => {
                     let (_, piece) = queue.pieces.pop_front()?;
                     queue.bytes -= piece.len();
                     drop(queue);
                     self.moved.notify_all();
+                    *free = at;
                     return Some(piece);
                 }
-                Some((due, _)) => due.duration_since(now),
+                Some(at) => at.duration_since(now),
                 None if queue.ended => return None,
                 None => LOOK,
             };
@@ -115,17 +126,15 @@ impl Pipe {
     /// Delivers pieces as the settings allow.
     pub fn write(&self) {
         let mut free = Instant::now();
-        while let Some(mut piece) = self.take() {
-            self.held();
+        while let Some(mut piece) = self.take(&mut free) {
+            if self.held() {
+                // What was held up does not go through faster than the rest.
+                free = Instant::now();
+            }
             if self.is_reset() {
                 return;
             }
             self.damage(&mut piece);
-            let rate = self.shared.state().settings.rate;
-            if let Some(rate) = rate {
-                free = free.max(Instant::now()) + Duration::from_secs_f64(piece.len() as f64 / rate as f64);
-                self.until(free);
-            }
             if !self.deliver(&piece) {
                 self.link.reset.store(true, Ordering::Relaxed);
                 return;
@@ -138,36 +147,23 @@ impl Pipe {
         }
     }
 
-    /// Waits as long as this direction is cut or stalled.
-    fn held(&self) {
+    /// Waits as long as this direction is cut or stalled; true when it was.
+    fn held(&self) -> bool {
         let mut state = self.shared.state();
+        let mut waited = false;
         while !self.is_reset() {
             let lane = state.lane(self.way);
             let left =
                 lane.stalled_until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()));
             let cut = lane.cut.holds(self.link.number);
             if !cut && left.is_zero() {
-                return;
+                break;
             }
+            waited = true;
             let wait = if cut { LOOK } else { left.min(LOOK) };
             state = self.shared.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn until(&self, at: Instant) {
-        let mut state = self.shared.state();
-        loop {
-            let left = at.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.is_reset() {
-                return;
-            }
-            state = self
-                .shared
-                .changed
-                .wait_timeout(state, left.min(LOOK))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        waited
     }
 
     fn damage(&self, piece: &mut [u8]) {
