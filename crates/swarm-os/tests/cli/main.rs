@@ -11,6 +11,7 @@ mod help;
 mod hub;
 mod live;
 mod lossy;
+mod models;
 mod pairing;
 mod perplexity;
 mod plan;

@@ -205,6 +205,17 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether the machine `of` may hear of an entry: of one that another machine handed over it may not.
+    pub fn may_name(&self, entry: &super::StoreEntry, of: [u8; 32]) -> bool {
+        let Some(fingerprint) = Folder::fingerprint_of(&entry.path) else { return true };
+        let theirs =
+            Catalogue { name: String::new(), origin: None, fingerprint, from: of, files: Vec::new() };
+        let (place, commit) = theirs.place();
+        entry.path == self.root().join(place).join(commit)
+    }
+}
+
 /// A small file, whole.
 fn small(supplier: &dyn Supplier, file: &SharedFile) -> Result<Vec<u8>, StoreError> {
     let asks = asks_of(&file.name, &pieces::cut(std::slice::from_ref(&(0..file.bytes))));
