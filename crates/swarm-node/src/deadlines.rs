@@ -88,6 +88,8 @@ deadlines! {
     LISTED = 2_500;
     /// A worker to open its models, before it says which it has; those that are left then are counted.
     LISTING = 1_200;
+    /// Another node to say that it has a published model, or to look it up at the Hub; then it is done without.
+    RESOLVED = 25_000;
     /// A step to end, before bytes of a model are sent beside it.
     YIELD = 50;
     /// After a step, bytes of a model are sent little by little for so long.

@@ -16,6 +16,7 @@ use crate::deadlines::ADMISSION;
 use crate::error::NodeError;
 use crate::generation::{Answering, Generation, Prompt, Request};
 use crate::heal::Live;
+use crate::lend::Lender;
 use crate::refusals::Refusals;
 use crate::search::{SearchEvent, WorkerSearch};
 use crate::setup;
@@ -27,6 +28,8 @@ use swarm_wire::LoadSource;
 pub struct EngineConfig {
     /// What the user typed: a path, a preset, or a repository id.
     pub model: String,
+    /// Another node that the model is from, where the Hub cannot be asked.
+    pub lender: Option<Lender>,
     /// Positions a session may have; by default the model's own maximum, at most 4096.
     pub context: Option<usize>,
     /// How KV rows are stored.
@@ -77,6 +80,7 @@ impl EngineConfig {
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
+            lender: None,
             context: None,
             kv_type: KvType::F16,
             threads: None,

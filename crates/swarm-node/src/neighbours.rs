@@ -36,8 +36,10 @@ pub struct Around<'a> {
     pub interfaces: &'a [String],
     /// Where addresses are kept at which nodes were reached before; those are asked as well.
     pub state_dir: Option<&'a Path>,
-    /// How long to wait for answers, all together.
+    /// How long to look for nodes.
     pub within: Duration,
+    /// How long those who were found may take to answer, from the beginning.
+    pub answers_within: Duration,
 }
 
 /// Somebody who was asked.
@@ -56,6 +58,8 @@ pub(crate) struct Asked<T> {
 pub(crate) enum Patience {
     /// There may be others.
     More,
+    /// Those that come within so long still count.
+    Little(Duration),
     /// Who is being asked still counts, and nobody else.
     Pending,
 }
@@ -68,14 +72,15 @@ struct Target {
     remembered: bool,
 }
 
-/// Puts a question to everybody who is found, side by side. Comes back after `around.within` at the latest, whatever
+/// Puts a question to everybody who is found, side by side. Comes back when the later of both waits is over, whatever
 /// others do; a named node that has not answered by then is among the answers, with an error.
 pub(crate) fn ask_around<T: Send + 'static>(
     around: &Around<'_>,
     ask: impl Fn(Connection) -> Result<T, NodeError> + Send + Sync + 'static,
     mut heard: impl FnMut(&[Asked<T>]) -> Patience,
 ) -> Vec<Asked<T>> {
-    let deadline = Instant::now() + around.within;
+    let looks = Instant::now() + around.within;
+    let deadline = Instant::now() + around.within.max(around.answers_within);
     let mut round = Round {
         identity: around.identity.clone(),
         ask: Arc::new(ask),
@@ -96,8 +101,14 @@ pub(crate) fn ask_around<T: Send + 'static>(
     let silent = crossbeam_channel::never();
     let sightings = discovery.as_ref().map_or(&silent, Discovery::events);
     let answers = round.answers.1.clone();
-    let (until, mut is_open) = (deadline, discovery.is_some());
-    while Instant::now() < until && (is_open || !round.pending.is_empty()) {
+    let (mut until, mut is_open) = (deadline, discovery.is_some());
+    loop {
+        let now = Instant::now();
+        is_open = is_open && now < looks;
+        if now >= until || !is_open && round.pending.is_empty() {
+            break;
+        }
+        let next = if is_open { until.min(looks) } else { until };
         crossbeam_channel::select! {
             recv(sightings) -> event => match event {
                 Ok(DiscoveryEvent::Found(peer)) if is_open => round.go(Target {
@@ -113,13 +124,14 @@ pub(crate) fn ask_around<T: Send + 'static>(
                 round.take(number, peer, answer);
                 match heard(&round.asked) {
                     Patience::More => {}
+                    Patience::Little(while_others) => until = until.min(Instant::now() + while_others),
                     Patience::Pending => is_open = false,
                 }
             },
-            default(until.saturating_duration_since(Instant::now())) => {}
+            default(next.saturating_duration_since(now)) => {}
         }
     }
-    round.end(around.within)
+    round.end(around.within.max(around.answers_within))
 }
 
 type Answer<T> = (usize, Option<PeerInfo>, Result<T, NodeError>);
@@ -286,6 +298,7 @@ mod tests {
             interfaces: &[],
             state_dir: None,
             within: Duration::from_secs(1),
+            answers_within: Duration::from_secs(1),
         };
         let began = Instant::now();
         let ask = |mut link: Connection| first_answer(&mut link, &Control::List, Duration::from_secs(30));
@@ -296,5 +309,10 @@ mod tests {
         assert!(matches!(first.answer, Ok(Control::Bye)) && first.addresses == place);
         assert!(matches!(&second.answer, Err(NodeError::Lost { what, .. }) if what.contains("1 s")));
         assert_eq!(second.addresses, nobody);
+        // Who has heard enough does not wait for the others.
+        let ask = |mut link: Connection| first_answer(&mut link, &Control::List, Duration::from_secs(30));
+        let around = Around { within: Duration::from_secs(30), ..around };
+        let asked = ask_around(&around, ask, |_| Patience::Little(Duration::ZERO));
+        assert!(began.elapsed() < Duration::from_secs(10) && asked.iter().any(|asked| asked.answer.is_ok()));
     }
 }

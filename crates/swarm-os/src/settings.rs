@@ -8,7 +8,8 @@ use std::time::Duration;
 use swarm_kernels::KvType;
 use swarm_link::{ConfigDir, Identity, PairCode, parse_peer};
 use swarm_node::{
-    EngineConfig, Message, NodeError, Objective, Prompt, Request, Sampling, Split, WorkerSearch, machine,
+    Around, EngineConfig, FoundModel, Message, NodeError, Objective, Prompt, Request, Sampling, Split,
+    WorkerSearch, find_model, machine,
 };
 use swarm_ring::PlaceError;
 
@@ -95,13 +96,30 @@ pub fn state_folder() -> Result<PathBuf, Failure> {
 impl Start {
     /// Checks `model` and `ring` and puts them together.
     pub fn new(model: &ModelArgs, ring: &RingArgs, search: Search) -> Result<Self, Failure> {
-        let path = swarm_node::resolve_model(&model.model)?;
         let (cut_nodes, cut) = ring.layers.as_deref().map(layers).transpose()?.unzip();
         let split = split(ring);
         let nodes = local_nodes(ring, cut.as_deref(), search)?.filter(|_| split != Split::Never);
         let peers = ring.peer.iter().map(|peer| peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
         let (folders, identity) = identity()?;
+        let interfaces = interfaces(&ring.interface)?;
+        let around = Around {
+            identity: &identity,
+            named: &peers,
+            discover: search.discover,
+            interfaces: &interfaces,
+            state_dir: search.discover.then(|| folders.state()),
+            within: Duration::from_secs(u64::from(ring.wait.unwrap_or(WAIT_OPTIONAL))),
+            answers_within: Duration::ZERO,
+        };
+        // Whoever shares the layers with nobody asks nobody for them.
+        let shares = nodes.is_none() && split != Split::Never && (search.discover || !peers.is_empty());
+        let FoundModel { path, lender } =
+            find_model(&model.model, shares.then_some(&around), &|news| text::note(news))?;
+        if let Some(lender) = &lender {
+            text::note(&format!("{} has it", lender.name()));
+        }
         let mut config = model_config(model, &path)?;
+        config.lender = lender;
         config.sessions_max = SESSIONS;
         config.state_dir = Some(folders.state().to_path_buf());
         config.profile_dir = config.state_dir.clone();

@@ -58,6 +58,7 @@ fn room(args: &ModelsArgs) -> Result<Option<RoomModels>, Failure> {
         interfaces: &[],
         state_dir: knows_others.then(|| folders.state()),
         within: listing_within(),
+        answers_within: listing_within(),
     })))
 }
 

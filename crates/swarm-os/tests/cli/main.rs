@@ -9,6 +9,7 @@ mod doctor;
 mod faults;
 mod help;
 mod hub;
+mod lend;
 mod live;
 mod lossy;
 mod models;

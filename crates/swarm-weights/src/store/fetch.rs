@@ -125,8 +125,29 @@ fn from_hub(
     fetch.run(work, connections, control)
 }
 
-/// Brings `wanted` pieces of a file from the Hub to `each` and keeps nothing; false from `each` ends it.
+/// Brings `wanted` pieces of a file to `each` and keeps nothing; false from `each` ends it. From the Hub, and with
+/// `lenders`, where that cannot be reached, from those who lend this node the model.
 pub(crate) fn through(
+    file: &StoredFile,
+    wanted: &[Range<u64>],
+    lenders: bool,
+    each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
+) -> Result<(), StoreError> {
+    let mut passed = 0;
+    let came = from_hub_through(file, wanted, &mut |range, bytes| {
+        passed += 1;
+        each(range, bytes)
+    });
+    let lost = came.as_ref().is_err_and(StoreError::is_unreachable);
+    match wanted.get(passed..) {
+        Some(rest) if lenders && lost => {
+            supply::through(&file.folder.suppliers(), file, rest, each).unwrap_or(came)
+        }
+        _ => came,
+    }
+}
+
+fn from_hub_through(
     file: &StoredFile,
     wanted: &[Range<u64>],
     each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,

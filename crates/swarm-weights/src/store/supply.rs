@@ -10,7 +10,7 @@ use super::fetch::{FetchControl, FetchProgress, FetchSource};
 use super::file::{StoredFile, Writer, ranges_path};
 use super::folder::{Folder, Repo, write_whole};
 use super::manifest::Record;
-use super::{GENERATION_FILE, Store, StoreError, pieces};
+use super::{GENERATION_FILE, Store, StoreError, TOKENIZER_FILES, pieces};
 use crate::checkpoint::{Checkpoint, Origin};
 use crate::hub::{Listed, ModelRef, is_commit, is_file_name};
 use crate::open::{CONFIG_FILE, INDEX_FILE};
@@ -104,7 +104,10 @@ impl Catalogue {
             |why: String| Err(StoreError::NotAModel { id: self.name.escape_debug().to_string(), why });
         for file in &self.files {
             let known = match file.small {
-                true => [CONFIG_FILE, GENERATION_FILE, INDEX_FILE].contains(&file.name.as_str()),
+                true => [CONFIG_FILE, GENERATION_FILE, INDEX_FILE]
+                    .iter()
+                    .chain(&TOKENIZER_FILES)
+                    .any(|name| *name == file.name),
                 false => file.name.ends_with(".safetensors") || file.name.ends_with(".gguf"),
             };
             if !known || !is_file_name(&file.name) {
@@ -415,6 +418,24 @@ impl<'a> Parts<'a> {
         }
         Some(unit::root(digests.into_iter()))
     }
+}
+
+/// Passes pieces on that lenders have or fetch. `None` when there is no lender.
+pub(super) fn through(
+    suppliers: &[Arc<dyn Supplier>],
+    file: &StoredFile,
+    wanted: &[Range<u64>],
+    each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
+) -> Option<Result<(), StoreError>> {
+    let lender = suppliers.iter().find(|supplier| supplier.units().is_none())?;
+    let asks = asks_of(&file.remote.path, wanted);
+    let brought = lender.bring(&asks, true, &mut |brought| match brought {
+        Brought::Piece { range, digest, bytes, .. } => {
+            *blake3::hash(bytes).as_bytes() == digest && each(&range, bytes)
+        }
+        Brought::Nothing => true,
+    });
+    Some(brought.map_err(|source| StoreError::Supply { node: lender.name().to_owned(), source }))
 }
 
 /// One piece that is held already and damaged here; only the same bytes will do.

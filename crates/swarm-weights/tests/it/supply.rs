@@ -84,7 +84,7 @@ impl Supplier for Neighbour {
                 }
             }
             if through {
-                self.share.through(file, &absent, &mut |range, bytes| {
+                self.share.through(file, &absent, false, &mut |range, bytes| {
                     let digest = *blake3::hash(bytes).as_bytes();
                     self.give(number, range.clone(), digest, &mut bytes.to_vec(), take)
                 })?;
