@@ -90,6 +90,8 @@ deadlines! {
     LISTING = 1_200;
     /// Another node to say that it has a published model, or to look it up at the Hub; then it is done without.
     RESOLVED = 25_000;
+    /// A worker to read whole files of a model, so that it can say what they hash to; the rest is read between steps.
+    HASHING = 1_500;
     /// A step to end, before bytes of a model are sent beside it.
     YIELD = 50;
     /// After a step, bytes of a model are sent little by little for so long.

@@ -104,6 +104,21 @@ fn a_worker_without_the_hub_lends_what_it_holds() {
 }
 
 #[test]
+fn a_snapshot_of_another_tool_is_lent_as_well() {
+    let room = Room::safetensors(2);
+    let alone = room.json("alone", &[&RUN[..], &[room.folder.path().to_str().unwrap()]].concat());
+    let commit = "ab".repeat(20);
+    let (_one, address, _) = crate::supply::worker_with_snapshot(&room, "one", &commit);
+    let ring = ["org/toy", "--split", "always", "--peer", &address];
+    let answer = json(&mut away(&room, "me", &[&RUN[..], &ring].concat(), true));
+    same(&answer, &alone);
+    assert!(room.hub.log().is_empty());
+    let listed = room.json("me", &["models", "--json", "--peer", &address]);
+    assert_eq!(listed["room"]["nodes"][0]["models"][0]["commit"], commit, "{listed}");
+    assert_eq!(listed["fetched"][0]["commit"], commit);
+}
+
+#[test]
 fn two_versions_in_a_room_are_for_the_user_to_choose_from() {
     let room = Room::safetensors(1);
     room.json("one", &["pull", "org/toy", "--json"]);

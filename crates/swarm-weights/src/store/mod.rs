@@ -32,7 +32,7 @@ pub use error::StoreError;
 pub use fetch::{FetchControl, FetchProgress, FetchSource};
 pub(crate) use fetch::{all as fetch_all, through as fetch_through};
 pub(crate) use file::{StoredFile, ranges_path};
-pub(crate) use folder::Folder;
+pub(crate) use folder::{Folder, write_whole};
 pub use pieces::PIECE_BYTES;
 pub(crate) use pieces::{bytes as ranges_bytes, cut};
 pub use supply::{Adopted, Brought, Catalogue, Supplier, SupplyAsk, Take};
