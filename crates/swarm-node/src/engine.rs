@@ -63,7 +63,9 @@ pub struct EngineConfig {
     pub objective: Option<Objective>,
     /// Names of the nodes of `cut`, this one first; empty: in ring order.
     pub cut_nodes: Vec<String>,
-    /// Measure nodes and links before layers are placed; else hellos and heartbeats must do.
+    /// Measure nodes and links before layers are placed; else hellos and heartbeats must do. What each node has of the
+    /// model is asked with it: without, workers of a published model count as having nothing, and are no source for others.
+    /// For programs that place layers themselves; no command and no setting of the Python package turns it off.
     pub measure: bool,
     /// Where this node keeps what it learned of its speed; nowhere when absent.
     pub profile_dir: Option<PathBuf>,

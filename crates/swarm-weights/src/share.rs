@@ -188,7 +188,8 @@ impl Share {
         self.promises().iter().any(|(of, ranges)| *of == file && ranges.iter().any(inside))
     }
 
-    /// Brings pieces of a file from the Hub past this node's own disk: each is given to `each` and kept nowhere. In order.
+    /// Brings pieces of a file from the Hub past this node's own disk: each is given to `each` and kept nowhere. In order, and
+    /// several requests at once.
     /// With `lenders`, where the Hub cannot be reached, from the node that this one has the model from.
     ///
     /// # Errors

@@ -20,6 +20,8 @@ use crate::unit::{self, Unit};
 /// Most pieces in one ask, and most bytes.
 const ASK_PIECES_MAX: usize = 256;
 const ASK_BYTES_MAX: u64 = 4 << 20;
+/// The same where the other node fetches them on the way, several requests at once.
+const THROUGH_BYTES_MAX: u64 = 16 << 20;
 /// A supplier that sent so many pieces which are not what their digests say is not asked again.
 const CORRUPT_MAX: u32 = 3;
 /// Models of no repository that others handed over, below the folder of the store.
@@ -244,11 +246,15 @@ fn small(supplier: &dyn Supplier, file: &SharedFile) -> Result<Vec<u8>, StoreErr
 
 /// Cuts pieces into asks.
 fn asks_of(file: &str, pieces: &[Range<u64>]) -> Vec<SupplyAsk> {
+    asks_within(file, pieces, ASK_BYTES_MAX)
+}
+
+fn asks_within(file: &str, pieces: &[Range<u64>], bytes_max: u64) -> Vec<SupplyAsk> {
     let mut asks: Vec<SupplyAsk> = Vec::new();
     for piece in pieces {
         if let Some(ask) = asks.last_mut()
             && ask.pieces.len() < ASK_PIECES_MAX
-            && ask.pieces.first().is_some_and(|first| piece.end.saturating_sub(first.start) <= ASK_BYTES_MAX)
+            && ask.pieces.first().is_some_and(|first| piece.end.saturating_sub(first.start) <= bytes_max)
         {
             ask.pieces.push(piece.clone());
             continue;
@@ -269,7 +275,8 @@ pub(super) fn from_supplier(
     let (mut asks, mut to) = (Vec::new(), Vec::new());
     for (writer, wanted) in writers {
         let missing = pieces::cut(&writer.stored.missing(wanted));
-        let more = asks_of(&writer.stored.remote.path, &missing);
+        let bytes_max = if through { THROUGH_BYTES_MAX } else { ASK_BYTES_MAX };
+        let more = asks_within(&writer.stored.remote.path, &missing, bytes_max);
         to.extend(std::iter::repeat_n(writer, more.len()));
         asks.extend(more);
     }
@@ -428,7 +435,7 @@ pub(super) fn through(
     each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
 ) -> Option<Result<(), StoreError>> {
     let lender = suppliers.iter().find(|supplier| supplier.units().is_none())?;
-    let asks = asks_of(&file.remote.path, wanted);
+    let asks = asks_within(&file.remote.path, wanted, THROUGH_BYTES_MAX);
     let brought = lender.bring(&asks, true, &mut |brought| match brought {
         Brought::Piece { range, digest, bytes, .. } => {
             *blake3::hash(bytes).as_bytes() == digest && each(&range, bytes)
