@@ -64,7 +64,7 @@ pub struct EngineConfig {
     /// Names of the nodes of `cut`, this one first; empty: in ring order.
     pub cut_nodes: Vec<String>,
     /// Measure nodes and links before layers are placed; else hellos and heartbeats must do. What each node has of the
-    /// model is asked with it: without, workers of a published model count as having nothing, and are no source for others.
+    /// model is asked with it: without, nobody is a source for others, and where this node has to fetch, workers count as having nothing.
     /// For programs that place layers themselves; no command and no setting of the Python package turns it off.
     pub measure: bool,
     /// Where this node keeps what it learned of its speed; nowhere when absent.

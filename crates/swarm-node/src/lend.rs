@@ -17,6 +17,7 @@ use crate::deadlines::{RESOLVED, SETTLE, SUPPLY_ASK, SUPPLY_DIAL};
 use crate::error::{NodeError, chain, printable};
 use crate::give::{Fetches, begin, serve_asks, supply_of};
 use crate::neighbours::{Around, Asked, Patience, address_text, ask_around, first_answer};
+use crate::pairing::Addresses;
 use crate::stage_setup::known_origin;
 
 /// Dials of a lender that may fail before it is done without.
@@ -83,8 +84,8 @@ pub fn find_model(
         // What is here may do, with the layers that workers have.
         (Err(_), Ok(path)) => Ok(FoundModel { path, lender: None }),
         (Err(asked), Err(source)) => {
-            let model = wanted.to_string();
-            Err(NodeError::NotLent { model, asked, source: Box::new(source) })
+            let (model, NotAny { asked, showing }) = (wanted.to_string(), asked);
+            Err(NodeError::NotLent { model, asked, showing, source: Box::new(source) })
         }
     }
 }
@@ -95,20 +96,31 @@ fn is_whole(path: &Path) -> bool {
     cache::pinned_name(path).is_none() || Checkpoint::open(path).is_ok_and(|model| !lacks(model))
 }
 
+/// What is to be said where no node lends the model.
+#[derive(Default)]
+struct NotAny {
+    /// Who was asked, and what each said.
+    asked: Vec<String>,
+    showing: Vec<Addresses>,
+}
+
 /// What a node said that has the model.
 type Offer = (Supply, Connection);
 
 /// Finds a node that has a model and takes its small files. The error is what those who were asked said.
-fn borrow(wanted: &ModelRef, around: &Around<'_>) -> Result<Lender, Vec<String>> {
+fn borrow(wanted: &ModelRef, around: &Around<'_>) -> Result<Lender, NotAny> {
     let around = Around { answers_within: RESOLVED, ..around.clone() };
     let name = wanted.to_string();
     let ask = move |link: Connection| offer(link, &name);
-    let settle = |asked: &[Asked<Offer>]| match asked.iter().any(|asked| asked.answer.is_ok()) {
+    // Who shows a code may be the one that is meant.
+    let counts = |asked: &Asked<Offer>| matches!(asked.answer, Ok(_) | Err(NodeError::Unpaired { .. }));
+    let settle = |asked: &[Asked<Offer>]| match asked.iter().any(counts) {
         true => Patience::Little(SETTLE),
         false => Patience::More,
     };
-    let (mut said, mut offers) = (Vec::new(), Vec::new());
+    let (mut said, mut showing, mut offers) = (Vec::new(), Vec::new(), Vec::new());
     let mut absent = around.identity.peers();
+    let own_cache = Store::of_user().number().ok();
     for Asked { addresses, peer, answer, .. } in ask_around(&around, ask, settle) {
         let key = peer.map(|peer| peer.static_key);
         let name = absent.iter().find(|known| Some(known.key) == key).map(|known| printable(&known.name));
@@ -116,15 +128,23 @@ fn borrow(wanted: &ModelRef, around: &Around<'_>) -> Result<Lender, Vec<String>>
         let node = name.map_or_else(|| address.clone(), |name| format!("{name} ({address})"));
         absent.retain(|known| Some(known.key) != key);
         match answer {
+            // Two that write into one cache would wait for each other.
+            Ok((Supply { cache: Some(cache), .. }, _)) if own_cache == Some(cache.0) => {
+                said.push(format!("{node}: it has the same cache as this node"));
+            }
             Ok((supply, link)) if is_it(wanted, &supply) => offers.push((node, supply, link)),
             Ok(_) => said.push(format!("{node}: it answered with another model")),
+            Err(NodeError::Unpaired { .. }) => {
+                said.push(format!("{node}: it is not paired with this computer and shows a code for --join"));
+                showing.push(addresses);
+            }
             Err(error) => said.push(format!("{node}: {}", error.chain())),
         }
     }
     // Whoever answers first must not decide which one it is.
     offers.sort_by(|a, b| a.0.cmp(&b.0));
     if let Some(versions) = several(&offers) {
-        return Err(vec![versions]);
+        return Err(NotAny { asked: vec![versions], showing: Vec::new() });
     }
     said.extend(absent.iter().map(|known| format!("{}: no answer", printable(&known.name))));
     for (node, supply, link) in offers {
@@ -133,7 +153,7 @@ fn borrow(wanted: &ModelRef, around: &Around<'_>) -> Result<Lender, Vec<String>>
             Err(error) => said.push(format!("{node}: {}", error.chain())),
         }
     }
-    Err(said)
+    Err(NotAny { asked: said, showing })
 }
 
 fn offer(mut link: Connection, name: &str) -> Result<Offer, NodeError> {

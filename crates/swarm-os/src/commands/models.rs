@@ -112,7 +112,7 @@ fn say_room(room: &RoomModels) -> Result<(), Failure> {
             Some(why) => format!("{} ({})", text::line(name), text::line(why)),
             None => text::line(name),
         });
-        text::say(&format!("\nno answer of {}", silent.collect::<Vec<_>>().join(", ")))?;
+        text::say(&format!("\nno answer from {}", silent.collect::<Vec<_>>().join(", ")))?;
     }
     Ok(())
 }

@@ -119,6 +119,38 @@ fn a_snapshot_of_another_tool_is_lent_as_well() {
 }
 
 #[test]
+fn a_code_on_the_command_line_comes_before_the_model() {
+    let Some(lab) = swarm_testkit::NetLab::open(2).unwrap() else { return };
+    let [here, there] = [0, 1].map(|node| crate::computer::Computer::new(&lab, node));
+    let files = tempfile::tempdir().unwrap();
+    model().write_hf(files.path(), Storage::F32).unwrap();
+    let commit = "cd".repeat(20);
+    let snapshot = there.bench.path("hub").join("models--org--toy/snapshots").join(&commit);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(snapshot.join("../../refs")).unwrap();
+    std::fs::write(snapshot.join("../../refs/main"), &commit).unwrap();
+    for file in std::fs::read_dir(files.path()).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), snapshot.join(file.file_name())).unwrap();
+    }
+    let mut worker = there.start(&["worker", "--json", "--name", "kitchen", "--threads", "1"]);
+    let code = crate::computer::code(&mut worker);
+    let run = ["run", "--raw", "--max-tokens", "4", "--threads", "1", "--discover", "--wait", "20"];
+    let name = ["--model", "org/toy", PROMPT];
+    let refused = here.run(&[&run[..6], &["--discover", "--wait", "3"], &name].concat());
+    assert!(!refused.status.success() && refused.stderr.contains("shows a code"), "{refused:?}");
+    let answered = here.run(&[&run[..], &["--join", &code], &name].concat());
+    assert!(answered.status.success(), "{answered:?}");
+    assert!(
+        answered.stderr.contains("paired with kitchen") && answered.stderr.contains("has it"),
+        "{answered:?}"
+    );
+    // From now on without a code, and found by itself.
+    let listed: Value = serde_json::from_str(&here.run(&["models", "--json"]).stdout).unwrap();
+    assert_eq!(listed["room"]["nodes"][0]["models"][0]["name"], "org/toy", "{listed}");
+    assert_eq!(listed["fetched"][0]["commit"], commit, "{listed}");
+}
+
+#[test]
 fn two_versions_in_a_room_are_for_the_user_to_choose_from() {
     let room = Room::safetensors(1);
     room.json("one", &["pull", "org/toy", "--json"]);

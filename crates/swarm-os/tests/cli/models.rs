@@ -42,7 +42,7 @@ fn a_worker_tells_what_it_has_and_how_complete_it_is() {
     let mut gone = room.command("me", &["models", "--peer", &first, "--peer", "127.0.0.1:9"]);
     let shown = Proc::spawn(&mut gone).unwrap().finish(SOON).unwrap();
     assert!(shown.status.success() && began.elapsed() < Duration::from_secs(5), "{shown:?}");
-    for words in ["one   org/toy", "2..5 of 10", "no answer of 127.0.0.1:9"] {
+    for words in ["one   org/toy", "2..5 of 10", "no answer from 127.0.0.1:9"] {
         assert!(shown.stdout.contains(words), "{words:?}: {}", shown.stdout);
     }
     // Of a worker with nothing, that is said.

@@ -143,16 +143,25 @@ impl HubClient {
         })
     }
 
+    /// Whether it is worth to ask for a file at all: not for a while after nobody could be reached.
+    ///
+    /// # Errors
+    /// [`HubError::Unreachable`].
+    pub(crate) fn hope(&self, file: &RemoteFile) -> Result<(), HubError> {
+        if !self.is_lost() || self.settings.offline {
+            return Ok(());
+        }
+        let why = "it could not be a moment ago".to_owned();
+        Err(HubError::Unreachable { host: self.host(), what: file.label(), why })
+    }
+
     /// Asks once, without patience, whether anybody answers for a file; what the answer is does not matter. Not even once
     /// where nobody answered a moment ago: each time may take long.
     ///
     /// # Errors
     /// [`HubError::Unreachable`], [`HubError::Offline`].
     pub(crate) fn knock(&self, file: &RemoteFile) -> Result<(), HubError> {
-        if self.is_lost() && !self.settings.offline {
-            let why = "it could not be a moment ago".to_owned();
-            return Err(HubError::Unreachable { host: self.host(), what: file.label(), why });
-        }
+        self.hope(file)?;
         let answer = self.send(&self.url(file), Some(&(0..1)), &file.label());
         answer.map(drain).inspect_err(|error| self.note_lost(error))
     }

@@ -159,7 +159,11 @@ fn from_hub_through(
     if !file.folder.has_hub() {
         return Err(StoreError::NoHub { file: file.remote.path.clone() });
     }
-    let connections = file.folder.client.settings().connections.max(1);
+    let client = &file.folder.client;
+    // Whoever asked has others to turn to, and does not wait for each piece anew.
+    let lost = |source| StoreError::Fetch { file: file.remote.label(), source };
+    client.hope(&file.remote).map_err(lost)?;
+    let connections = client.settings().connections.max(1);
     let run_bytes = (pieces::bytes(wanted) / connections as u64).clamp(RUN_BYTES_MIN, RUN_BYTES_MAX);
     let stop = AtomicBool::new(false);
     // What is under way at a time is held in memory, since it is passed on in order.
