@@ -138,6 +138,8 @@ fn borrow(wanted: &ModelRef, around: &Around<'_>) -> Result<Lender, NotAny> {
                 said.push(format!("{node}: it is not paired with this computer and shows a code for --join"));
                 showing.push(addresses);
             }
+            // Of no stage, as the usual words for a refusal would have it.
+            Err(NodeError::Refused { reason, .. }) => said.push(format!("{node}: {reason}")),
             Err(error) => said.push(format!("{node}: {}", error.chain())),
         }
     }
