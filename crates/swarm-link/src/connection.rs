@@ -50,7 +50,7 @@ impl Default for LinkSettings {
 }
 
 /// Who is at the other end, as the handshake proved it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerInfo {
     /// Its static X25519 public key. Nodes that share a config folder share it.
     pub static_key: [u8; 32],

@@ -78,6 +78,12 @@ impl Identity {
         Self::assemble(private_key, Swarm::new(Some(dir.to_path_buf()), state))
     }
 
+    /// Whether [`Identity::load_or_create`] was here before. Reads and makes nothing.
+    #[must_use]
+    pub fn is_made(dir: &Path) -> bool {
+        dir.join(KEY_FILE).exists()
+    }
+
     /// A node that leaves no trace on disk: a new key in the swarm of `secret`.
     ///
     /// # Errors

@@ -200,7 +200,8 @@ pub fn keep_quantized(
     let missing: Vec<_> = tensors
         .into_iter()
         .map(on_disk)
-        .filter(|(_, on_disk)| !matches!(on_disk, OnDisk::Found(_)))
+        // What the disk does not take is not made.
+        .filter(|(_, on_disk)| matches!(on_disk, OnDisk::Wanted(_)))
         .collect();
     let bytes_total = missing.iter().map(|(info, _)| info.bytes).sum();
     let mut slices = Vec::new();

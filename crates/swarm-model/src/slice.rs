@@ -43,7 +43,10 @@ impl OnDisk {
         // Pieces of another program version may not be cut where rows can be; then it is made anew.
         let fits = |found: &QuantizedRows| found.piece_rows().is_multiple_of(row_unit(checkpoint, info));
         match store.find(info).filter(fits) {
-            Some(found) => Self::Found(found),
+            Some(found) => {
+                store.note_found(&found);
+                Self::Found(found)
+            }
             None => store.begin(info, slice_rows(checkpoint, info)).map_or(Self::No, Self::Wanted),
         }
     }

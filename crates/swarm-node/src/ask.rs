@@ -62,6 +62,11 @@ impl LinkSupplier {
         Self { name, files, link: Mutex::new(Some(talk)) }
     }
 
+    /// False after something went wrong, or was ended in the middle: no more is to be had of this link.
+    pub fn is_open(&self) -> bool {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     fn ask(&self, ask: &SupplyAsk, through: bool) -> Result<Vec<u8>, AskError> {
         let file = self.files.iter().position(|name| *name == ask.file);
         let file = file.and_then(|index| u16::try_from(index).ok());

@@ -88,6 +88,14 @@ deadlines! {
     SUPPLY_WORD = 1_000;
     /// The next question for bytes; then the connection is closed.
     SUPPLY_ASK = 120_000;
+    /// Answers of the room to which models it has; who has not answered by then is named as silent.
+    LISTED = 2_500;
+    /// A worker to open its models, before it says which it has; those that are left then are counted.
+    LISTING = 1_200;
+    /// Another node to say that it has a published model, or to look it up at the Hub; then it is done without.
+    RESOLVED = 25_000;
+    /// A worker to read whole files of a model, so that it can say what they hash to; the rest is read between steps.
+    HASHING = 1_500;
     /// A step to end, before bytes of a model are sent beside it.
     YIELD = 50;
     /// After a step, bytes of a model are sent little by little for so long.

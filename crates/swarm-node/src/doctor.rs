@@ -412,7 +412,7 @@ impl Asker {
 
 /// Measures the link to a member.
 fn measure(mut target: Target, link: Connection, identity: &Identity, port: u16) -> PeerReport {
-    let peer = link.peer.clone();
+    let peer = link.peer;
     target.addresses = vec![peer.address];
     let own = peer.static_key == *identity.public_key();
     let known = identity.peers().into_iter().find(|known| known.key == peer.static_key);

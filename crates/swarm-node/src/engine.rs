@@ -16,6 +16,7 @@ use crate::deadlines::ADMISSION;
 use crate::error::NodeError;
 use crate::generation::{Answering, Generation, Prompt, Request};
 use crate::heal::Live;
+use crate::lend::Lender;
 use crate::refusals::Refusals;
 use crate::search::{SearchEvent, WorkerSearch};
 use crate::setup;
@@ -27,6 +28,8 @@ use swarm_wire::LoadSource;
 pub struct EngineConfig {
     /// What the user typed: a path, a preset, or a repository id.
     pub model: String,
+    /// Another node that the model is from, where the Hub cannot be asked.
+    pub lender: Option<Lender>,
     /// Positions a session may have; by default the model's own maximum, at most 4096.
     pub context: Option<usize>,
     /// How KV rows are stored.
@@ -60,7 +63,9 @@ pub struct EngineConfig {
     pub objective: Option<Objective>,
     /// Names of the nodes of `cut`, this one first; empty: in ring order.
     pub cut_nodes: Vec<String>,
-    /// Measure nodes and links before layers are placed; else hellos and heartbeats must do.
+    /// Measure nodes and links before layers are placed; else hellos and heartbeats must do. What each node has of the
+    /// model is asked with it: without, nobody is a source for others, and where this node has to fetch, workers count as having nothing.
+    /// For programs that place layers themselves; no command and no setting of the Python package turns it off.
     pub measure: bool,
     /// Where this node keeps what it learned of its speed; nowhere when absent.
     pub profile_dir: Option<PathBuf>,
@@ -77,6 +82,7 @@ impl EngineConfig {
     pub fn new(model: impl Into<String>) -> Self {
         Self {
             model: model.into(),
+            lender: None,
             context: None,
             kv_type: KvType::F16,
             threads: None,

@@ -8,6 +8,17 @@ use swarm_wire::{Blame, CloseCode};
 pub enum NodeError {
     #[error(transparent)]
     Resolve(#[from] swarm_weights::cache::ResolveError),
+    #[error(
+        "{model} is not to be had from any node of the room either ({})",
+        if asked.is_empty() { "nobody was found to ask".to_owned() } else { asked.join("; ") }
+    )]
+    NotLent {
+        model: String,
+        asked: Vec<String>,
+        /// Of those who were asked, the workers that are not paired with this computer.
+        showing: Vec<Vec<std::net::SocketAddr>>,
+        source: Box<swarm_weights::cache::ResolveError>,
+    },
     #[error("the model cannot be opened")]
     Weights(#[source] Box<swarm_weights::WeightsError>),
     #[error("layers {}..{} cannot be fetched", layers.start, layers.end)]

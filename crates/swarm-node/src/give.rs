@@ -33,7 +33,7 @@ const GENTLE_IN_FLIGHT_BYTES: usize = 4 << 10;
 const FREE_IN_FLIGHT_BYTES: usize = 2 << 20;
 
 /// What a connection for bytes begins with.
-pub(crate) fn supply(model: &Checkpoint, share: &Share, epoch: Epoch) -> Result<Supply, NodeError> {
+pub(crate) fn supply_of(model: &Checkpoint, share: &Share, epoch: Epoch) -> Result<Supply, NodeError> {
     let file = |file: &swarm_weights::SharedFile| SuppliedFile {
         name: file.name.clone(),
         bytes: file.bytes,
@@ -112,8 +112,8 @@ fn give_to(gift: &Gift, target: &NextHop, open: &Mutex<Vec<Closer>>) -> Result<(
     }
     open.lock().unwrap_or_else(PoisonError::into_inner).push(link.closer.clone());
     begin(&mut link, &gift.supply)?;
-    // A coordinator fetches for workers that cannot; a worker only gives what it has.
-    serve_asks(&mut link, &gift.share, true)
+    // A coordinator fetches for workers that cannot, where it can; a worker only gives what it has.
+    serve_asks(&mut link, &gift.share, Fetches::OrAsksItsLender)
 }
 
 /// A worker's answer to whoever wants bytes of a model: what it has of it, and then the bytes. Models that it would have
@@ -141,8 +141,8 @@ pub(crate) fn serve_fetch(mut link: Connection, own: Option<&PathBuf>, id: &Mode
 /// [`NodeError`] when the link breaks, or the model's files cannot be described.
 pub fn serve_model(mut link: Connection, model: &Checkpoint) -> Result<(), NodeError> {
     let share = model.share()?;
-    begin(&mut link, &supply(model, &share, Epoch(0))?)?;
-    serve_asks(&mut link, &share, false)
+    begin(&mut link, &supply_of(model, &share, Epoch(0))?)?;
+    serve_asks(&mut link, &share, Fetches::No)
 }
 
 /// Says what there is.
@@ -157,7 +157,7 @@ pub(crate) fn begin(link: &mut Connection, supply: &Supply) -> Result<(), NodeEr
 }
 
 /// Answers asks until the other side leaves.
-pub(crate) fn serve_asks(link: &mut Connection, share: &Share, may_fetch: bool) -> Result<(), NodeError> {
+pub(crate) fn serve_asks(link: &mut Connection, share: &Share, fetches: Fetches) -> Result<(), NodeError> {
     link.sender.set_message_bytes_max(BULK_BYTES_MAX);
     link.receiver.set_message_bytes_max(BULK_BYTES_MAX);
     link.receiver.set_idle_timeout(Some(SUPPLY_ASK))?;
@@ -168,7 +168,7 @@ pub(crate) fn serve_asks(link: &mut Connection, share: &Share, may_fetch: bool) 
         bytes: Vec::new(),
         out: Vec::new(),
         turn: Turn::Free,
-        may_fetch,
+        fetches,
     };
     let mut message = Vec::new();
     loop {
@@ -191,8 +191,17 @@ struct Giver<'a> {
     bytes: Vec<u8>,
     out: Vec<u8>,
     turn: Turn,
-    /// Fetches from the Hub for others.
-    may_fetch: bool,
+    fetches: Fetches,
+}
+
+/// Whether pieces that are not here are fetched for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fetches {
+    No,
+    /// From the Hub. A lender goes no further: the one that it asked could be the one that asks.
+    FromHub,
+    /// From the Hub, else from the node that this one has the model from.
+    OrAsksItsLender,
 }
 
 impl Giver<'_> {
@@ -209,7 +218,7 @@ impl Giver<'_> {
                     sent?;
                     rest = after;
                 }
-                None if ask.through && self.may_fetch => rest = self.through(file, rest)?,
+                None if ask.through && self.fetches != Fetches::No => rest = self.through(file, rest)?,
                 None => {
                     self.say(&Answer::Absent { range: *piece })?;
                     rest = after;
@@ -255,7 +264,8 @@ impl Giver<'_> {
         let (absent, rest) = pieces.split_at_checked(count).unwrap_or((pieces, &[]));
         let ranges: Vec<Range<u64>> = absent.iter().map(|piece| piece.offset..piece.end()).collect();
         let (share, mut passed, mut failed) = (self.share, 0, None);
-        let came = share.through(file, &ranges, &mut |range, bytes| {
+        let lenders = self.fetches == Fetches::OrAsksItsLender;
+        let came = share.through(file, &ranges, lenders, &mut |range, bytes| {
             let Some(piece) = absent.get(passed).filter(|piece| piece.offset == range.start) else {
                 return false;
             };

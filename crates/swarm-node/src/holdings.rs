@@ -1,13 +1,19 @@
 //! What each node has of a model on its disk, and so what it would have to fetch.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use crossbeam_channel::{Receiver, TryRecvError};
 use swarm_ring::Missing;
-use swarm_weights::{Checkpoint, EMBED, HEAD, NORM, Store};
+use swarm_weights::{Checkpoint, EMBED, HEAD, HashedUnits, NORM, Store};
 use swarm_wire::{Fingerprint, Held, LayerRange, ModelId, ROOTS_MAX, SOURCES_MAX, UnitRoot};
 
+use crate::deadlines::HASHING;
 use crate::error::NodeError;
 use crate::stage_setup::{self, WantedModel, whole_here};
+use crate::traffic::TRAFFIC;
+use crate::worker::spawn;
 
 /// Which model this is, as workers are asked for it.
 pub(crate) fn model_id(name: &str, model: &Checkpoint) -> Result<ModelId, NodeError> {
@@ -34,11 +40,13 @@ fn held(model: &Checkpoint) -> Held {
     }
 }
 
-/// The units whose pieces are listed here, and what they hash to.
+/// The units whose pieces are listed here, or were read from whole files, and what they hash to.
 fn roots(model: &Checkpoint) -> Vec<UnitRoot> {
     let units = 0..model.config().num_hidden_layers.saturating_add(3);
+    let hashed = HashedUnits::of_user(model);
     let root = |unit: usize| {
-        Some(UnitRoot { unit: u32::try_from(unit).ok()?, root: Fingerprint(model.unit_root(unit)?) })
+        let root = model.unit_root(unit).or_else(|| hashed.as_ref()?.root(unit))?;
+        Some(UnitRoot { unit: u32::try_from(unit).ok()?, root: Fingerprint(root) })
     };
     units.filter_map(root).take(ROOTS_MAX).collect()
 }
@@ -77,8 +85,39 @@ pub(crate) fn own(model: &Checkpoint) -> Held {
 }
 
 /// A worker's answer: what it has of a model that the machine `from` asks about.
-pub(crate) fn answer(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32]) -> Held {
-    find(own, id, from).as_ref().map(held).unwrap_or_default()
+/// Whole files that another tool fetched are read for that, now as far as time allows, and then until `stopped` closes.
+pub(crate) fn answer(own: Option<&PathBuf>, id: &ModelId, from: [u8; 32], stopped: &Receiver<()>) -> Held {
+    let Some(model) = find(own, id, from) else { return Held::default() };
+    let until = Instant::now() + HASHING;
+    if let Some(mut hashed) = HashedUnits::of_user(&model)
+        && !hashed.hash_more(&model, &mut || Instant::now() < until)
+    {
+        let held = held(&model);
+        hash_rest(model, hashed, stopped.clone());
+        return held;
+    }
+    held(&model)
+}
+
+/// One model at a time.
+static HASHING_NOW: AtomicBool = AtomicBool::new(false);
+
+/// Reads the rest of whole files between steps, so that more can be said the next time.
+fn hash_rest(model: Checkpoint, mut hashed: HashedUnits, stopped: Receiver<()>) {
+    if HASHING_NOW.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let spawned = spawn("hash", move || {
+        let mut go_on = || {
+            TRAFFIC.turn();
+            !matches!(stopped.try_recv(), Err(TryRecvError::Disconnected))
+        };
+        hashed.hash_more(&model, &mut go_on);
+        HASHING_NOW.store(false, Ordering::SeqCst);
+    });
+    if spawned.is_err() {
+        HASHING_NOW.store(false, Ordering::SeqCst);
+    }
 }
 
 /// A model that the machine `from` asks about, if it is on this computer whole or in part. Asks nobody.

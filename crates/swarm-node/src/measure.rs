@@ -232,7 +232,7 @@ pub(crate) fn answer_measure(
         let links = request.targets.iter().map(|target| measure_link(&shared.identity, target)).collect();
         drop(turn);
         let held = request.model.as_ref();
-        let held = held.map(|id| holdings::answer(config.model.as_ref(), id, owner.key));
+        let held = held.map(|id| holdings::answer(config.model.as_ref(), id, owner.key, &shared.stopped));
         let nothing = Measured { held, ..nothing };
         let answer = match speed {
             Some(NodeSpeed { layer_ns, row_ns, head_ns, source }) => Measured {

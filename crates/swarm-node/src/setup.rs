@@ -70,7 +70,12 @@ pub(crate) fn open_model(name: &str) -> Result<Checkpoint, NodeError> {
 
 /// The model of a configuration, quantized while it is loaded where that is asked for.
 pub(crate) fn open_for(config: &EngineConfig) -> Result<Checkpoint, NodeError> {
-    Ok(open_model(&config.model)?.quantized(config.quant))
+    let model = match &config.lender {
+        // It is open already, and nobody has to be asked again what the name means.
+        Some(lender) => Checkpoint::open(lender.path())?,
+        None => open_model(&config.model)?,
+    };
+    Ok(model.quantized(config.quant))
 }
 
 pub(crate) fn context(config: &EngineConfig, model: &Checkpoint) -> Result<usize, NodeError> {
@@ -434,7 +439,7 @@ impl Assembly<'_> {
 
     /// Begins to serve workers that want bytes.
     fn give(&self, room: &Room, share: &Arc<Share>) -> Option<Giving> {
-        let supply = give::supply(self.model, share, self.epoch);
+        let supply = give::supply_of(self.model, share, self.epoch);
         let hop = |member: &Member| NextHop { node_id: member.id(), addresses: member.addresses.clone() };
         let started = supply.and_then(|supply| {
             Giving::start(Gift {

@@ -26,7 +26,9 @@ use crate::doctor::is_heard;
 use crate::error::NodeError;
 use crate::examine::serve_examine;
 use crate::give::serve_fetch;
+use crate::lend::serve_resolve;
 use crate::link_probe::serve_probe;
+use crate::listing::serve_list;
 use crate::machine;
 use crate::measure::answer_measure;
 use crate::refusals::{Refusals, link_code};
@@ -391,6 +393,8 @@ fn serve(shared: &Arc<Shared>, mut connection: Connection) {
         Ok(Control::Supply(supply)) => supplied(shared, connection, *supply),
         Ok(Control::Hello(hello)) => coordinator(shared, connection, &hello),
         Ok(Control::Probe) => serve_probe(connection),
+        Ok(Control::Resolve { model }) => serve_resolve(connection, shared.config.model.as_ref(), &model),
+        Ok(Control::List) => serve_list(connection, shared.config.model.as_ref(), &shared.config.name),
         Ok(Control::Fetch(id)) => serve_fetch(connection, shared.config.model.as_ref(), &id),
         Ok(Control::Examine(question)) => {
             let hears = |instance| shared.discovery.upgrade().map(|discovery| is_heard(&discovery, instance));

@@ -72,7 +72,7 @@ pub enum Command {
     Status(StatusArgs),
     /// The same on the whole screen, live; q leaves
     Top,
-    /// List the models on this computer
+    /// List the models on this computer and on the machines of this swarm
     Models(ModelsArgs),
     /// Fetch a model, or some of its layers, from the Hub
     Pull(PullArgs),
@@ -372,7 +372,19 @@ pub struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Machines that belong to this swarm are asked what they have, for three seconds at most; who does not answer is named."
+)]
 pub struct ModelsArgs {
+    /// Address of a worker to ask, where discovery does not reach it; may be repeated
+    #[arg(long, value_name = "HOST:PORT")]
+    pub peer: Vec<String>,
+    /// Do not search the room; ask only those of --peer, and where workers were last
+    #[arg(long)]
+    pub no_discovery: bool,
+    /// Show this computer alone, and ask nobody
+    #[arg(long, conflicts_with_all = ["peer", "no_discovery"])]
+    pub alone: bool,
     /// One JSON object
     #[arg(long)]
     pub json: bool,

@@ -119,7 +119,7 @@ impl From<NodeError> for Failure {
             },
         };
         let mut text = error.chain();
-        if let NodeError::Resolve(_) = error {
+        if let NodeError::Resolve(_) | NodeError::NotLent { .. } = error {
             text.push_str("; `swarm-os models` lists those that are here, `cargo xtask fetch` in the project gets the default one");
         }
         Self { code, kind: kind(&error), text: Some(text) }
@@ -132,9 +132,11 @@ fn kind(error: &NodeError) -> Kind {
         NodeError::Unpaired { .. } => Kind::Unpaired,
         NodeError::Lost { node, .. } | NodeError::Closed { node, .. } => Kind::Lost { node: node.clone() },
         NodeError::Broken { link, .. } => Kind::Lost { node: link.clone() },
-        NodeError::Resolve(_) | NodeError::Weights(_) | NodeError::Fetch { .. } | NodeError::Text(_) => {
-            Kind::Model
-        }
+        NodeError::Resolve(_)
+        | NodeError::NotLent { .. }
+        | NodeError::Weights(_)
+        | NodeError::Fetch { .. }
+        | NodeError::Text(_) => Kind::Model,
         NodeError::Load { .. } => Kind::Model,
         NodeError::Memory { .. } => Kind::Memory,
         NodeError::Place(place) => match **place {

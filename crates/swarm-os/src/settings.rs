@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use swarm_kernels::KvType;
 use swarm_link::{ConfigDir, Identity, PairCode, parse_peer};
+use swarm_node::pairing::pair_with_any;
 use swarm_node::{
-    EngineConfig, Message, NodeError, Objective, Prompt, Request, Sampling, Split, WorkerSearch, machine,
+    Around, EngineConfig, FoundModel, Message, NodeError, Objective, Prompt, Request, Sampling, Split,
+    WorkerSearch, find_model, machine,
 };
 use swarm_ring::PlaceError;
 
@@ -16,8 +18,9 @@ use crate::args::{
     AnswerArgs, ComputeArgs, Kv, LookArgs, ModelArgs, ObjectiveArg, QuantArg, RingArgs, SplitArg,
     absolute_model,
 };
+use crate::commands::pair::pair_failure;
 use crate::failure::Failure;
-use crate::present::text;
+use crate::present::{pairing, text};
 use crate::quant;
 
 /// Longest wait for a peer's name to be looked up.
@@ -95,13 +98,27 @@ pub fn state_folder() -> Result<PathBuf, Failure> {
 impl Start {
     /// Checks `model` and `ring` and puts them together.
     pub fn new(model: &ModelArgs, ring: &RingArgs, search: Search) -> Result<Self, Failure> {
-        let path = swarm_node::resolve_model(&model.model)?;
         let (cut_nodes, cut) = ring.layers.as_deref().map(layers).transpose()?.unzip();
         let split = split(ring);
         let nodes = local_nodes(ring, cut.as_deref(), search)?.filter(|_| split != Split::Never);
         let peers = ring.peer.iter().map(|peer| peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
         let (folders, identity) = identity()?;
+        let interfaces = interfaces(&ring.interface)?;
+        let around = Around {
+            identity: &identity,
+            named: &peers,
+            discover: search.discover,
+            interfaces: &interfaces,
+            state_dir: search.discover.then(|| folders.state()),
+            within: Duration::from_secs(u64::from(ring.wait.unwrap_or(WAIT_OPTIONAL))),
+            answers_within: Duration::ZERO,
+        };
+        // Whoever shares the layers with nobody asks nobody for them.
+        let shares = nodes.is_none() && split != Split::Never && (search.discover || !peers.is_empty());
+        let join = ring.join.as_deref().map(pair_code).transpose()?;
+        let FoundModel { path, lender } = find(&model.model, shares.then_some(&around), join.as_ref())?;
         let mut config = model_config(model, &path)?;
+        config.lender = lender;
         config.sessions_max = SESSIONS;
         config.state_dir = Some(folders.state().to_path_buf());
         config.profile_dir = config.state_dir.clone();
@@ -137,7 +154,6 @@ impl Start {
             config.search = worker_search(ring, search, peers, cut.as_deref())?;
         }
         config.cut = cut;
-        let join = ring.join.as_deref().map(pair_code).transpose()?;
         Ok(Self { config, identity, local, join })
     }
 
@@ -157,6 +173,24 @@ impl Start {
         let identity = self.identity.another_instance()?;
         Ok(Self { config, identity, local: None, join: None })
     }
+}
+
+/// Where a model is. Where the Hub is away, it may be with a worker that shows the code of `--join`.
+fn find(model: &str, around: Option<&Around<'_>>, join: Option<&PairCode>) -> Result<FoundModel, Failure> {
+    let look = || find_model(model, around, &|news| text::note(news));
+    let found = match (look(), around, join) {
+        (Err(NodeError::NotLent { showing, .. }), Some(around), Some(code)) if !showing.is_empty() => {
+            let met = pair_with_any(&showing, around.identity, code, &machine::host_name());
+            let met = met.map_err(pair_failure)?;
+            text::note(&pairing::paired(&met.name, met.joined));
+            look()?
+        }
+        (found, _, _) => found?,
+    };
+    if let Some(lender) = &found.lender {
+        text::note(&format!("{} has it", lender.name()));
+    }
+    Ok(found)
 }
 
 /// What `model` says, for an engine that is alone.

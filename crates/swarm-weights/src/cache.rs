@@ -70,12 +70,24 @@ pub fn resolve(model: &str) -> Result<PathBuf, ResolveError> {
 /// # Errors
 /// [`ResolveError`].
 pub fn resolve_for(model: &str, needs: Needs) -> Result<PathBuf, ResolveError> {
+    look_up(model, needs, false)
+}
+
+/// [`resolve`] for who has others to ask: then a Hub that cannot be reached is asked once.
+///
+/// # Errors
+/// [`ResolveError`].
+pub fn resolve_or_ask(model: &str) -> Result<PathBuf, ResolveError> {
+    look_up(model, Needs::Everything, true)
+}
+
+fn look_up(model: &str, needs: Needs, others: bool) -> Result<PathBuf, ResolveError> {
     match resolve_here(model) {
         Err(ResolveError::NotFound { model: name, looked }) => {
             let Some(wanted) = repository(model) else {
                 return Err(ResolveError::NotFound { model: name, looked });
             };
-            Store::of_user().resolve(&wanted, needs).map_err(|source| ResolveError::Hub {
+            Store::of_user().look_up(&wanted, needs, others).map_err(|source| ResolveError::Hub {
                 model: name,
                 looked,
                 source: Box::new(source),

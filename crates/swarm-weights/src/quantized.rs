@@ -41,9 +41,9 @@ const PIECE_BYTES_MAX: usize = 64 << 20;
 #[non_exhaustive]
 pub enum QuantizedError {
     #[error(
-        "the disk is full: {need} bytes are needed for {path}; free them, or choose another folder with SWARM_OS_CACHE"
+        "the disk is full: these layers take {need} bytes in that form in {path}, of which {there} are there and are used; free the rest, or choose another folder with SWARM_OS_CACHE"
     )]
-    DiskFull { path: PathBuf, need: u64 },
+    DiskFull { path: PathBuf, need: u64, there: u64 },
     #[error("cannot {what} {path}")]
     Io { what: &'static str, path: PathBuf, source: io::Error },
 }
@@ -51,7 +51,9 @@ pub enum QuantizedError {
 fn failed(what: &'static str, path: &Path, need: u64) -> impl FnOnce(io::Error) -> QuantizedError {
     let path = path.to_owned();
     move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => QuantizedError::DiskFull { path, need },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            QuantizedError::DiskFull { path, need, there: 0 }
+        }
         _ => QuantizedError::Io { what, path, source },
     }
 }
@@ -63,6 +65,10 @@ pub struct QuantizedStore {
     /// New ones are kept.
     keeps: bool,
     trouble: Mutex<Option<QuantizedError>>,
+    /// Bytes of all files that were found here or begun, and of those that are whole: a full disk is told with all that is
+    /// needed, since whoever frees what one tensor needs finds it full again at the next.
+    need: AtomicU64,
+    there: AtomicU64,
 }
 
 /// What `model.json` says, for people and for the list.
@@ -90,7 +96,8 @@ impl QuantizedStore {
         let Some(quant) = checkpoint.quant() else { return Ok(None) };
         let id = blake3::Hash::from(checkpoint.held_fingerprint()?).to_hex();
         let folder = cache.join(FOLDER).join(id.get(..32).unwrap_or_default());
-        let store = Self { folder, keeps, trouble: Mutex::default() };
+        let (need, there) = (AtomicU64::new(0), AtomicU64::new(0));
+        let store = Self { folder, keeps, trouble: Mutex::default(), need, there };
         let about = About { model: checkpoint.name().to_owned(), quant: quant.name().to_owned() };
         if let Err(error) = store.note_use(&about) {
             store.complain(error);
@@ -115,7 +122,21 @@ impl QuantizedStore {
 
     /// What kept weights from being kept, told once.
     pub fn trouble(&self) -> Option<QuantizedError> {
-        lock(&self.trouble).take()
+        match lock(&self.trouble).take()? {
+            QuantizedError::DiskFull { need, .. } => Some(QuantizedError::DiskFull {
+                path: self.folder.clone(),
+                need: need.max(self.need.load(Ordering::Relaxed)),
+                there: self.there.load(Ordering::Relaxed),
+            }),
+            other => Some(other),
+        }
+    }
+
+    /// Counts a tensor that was found here and is used.
+    pub fn note_found(&self, found: &QuantizedRows) {
+        let bytes = found.shape.file_bytes().unwrap_or_default();
+        self.need.fetch_add(bytes, Ordering::Relaxed);
+        self.there.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Nothing more is kept; the first reason is told.
@@ -134,7 +155,12 @@ impl QuantizedStore {
 
     /// A file for the blocks of a tensor, which come in pieces of `piece_rows`; `None` where none are to be kept.
     pub fn begin(self: &Arc<Self>, info: &TensorInfo, piece_rows: usize) -> Option<QuantizedWriter> {
-        if !self.keeps || lock(&self.trouble).is_some() {
+        if !self.keeps {
+            return None;
+        }
+        let bytes = Shape::new(info, piece_rows).and_then(|shape| shape.file_bytes());
+        self.need.fetch_add(bytes.unwrap_or_default(), Ordering::Relaxed);
+        if lock(&self.trouble).is_some() {
             return None;
         }
         let made = QuantizedWriter::new(self.clone(), info, piece_rows);
@@ -311,6 +337,7 @@ impl QuantizedWriter {
             open.write_all(&self.footer)?;
             *file = None;
             fs::rename(&self.unfinished, &self.path)?;
+            self.store.there.fetch_add(self.shape.file_bytes().unwrap_or_default(), Ordering::Relaxed);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::gguf::split;
 use crate::hub::is_file_name;
 use crate::open::{CONFIG_FILE, INDEX_FILE};
 use crate::source::{Source, SourceError};
-use crate::store::{GENERATION_FILE, StoreError, fetch_through};
+use crate::store::{GENERATION_FILE, Needs, StoreError, TOKENIZER_FILES, fetch_through};
 
 /// Small files that are longer are not handed on: an index has some megabytes.
 pub(crate) const SHARED_SMALL_BYTES_MAX: u64 = 64 << 20;
@@ -59,9 +59,18 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightsError`], also for file names that other nodes could not write down.
     pub fn share(&self) -> Result<Share, WeightsError> {
+        self.share_for(Needs::WeightsOnly)
+    }
+
+    /// [`Checkpoint::share`], with the tokenizer's files for who needs them. A GGUF file has its own inside.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::share`].
+    pub fn share_for(&self, needs: Needs) -> Result<Share, WeightsError> {
         let (mut files, mut contents) = (Vec::new(), Vec::new());
         if self.format() == Format::Safetensors {
-            for name in [CONFIG_FILE, GENERATION_FILE, INDEX_FILE] {
+            let tokenizer = if needs == Needs::Everything { &TOKENIZER_FILES[..] } else { &[] };
+            for name in [CONFIG_FILE, GENERATION_FILE, INDEX_FILE].iter().chain(tokenizer).copied() {
                 let Some(bytes) = crate::hf::read_optional(&self.path().join(name), SHARED_SMALL_BYTES_MAX)?
                 else {
                     continue;
@@ -179,8 +188,9 @@ impl Share {
         self.promises().iter().any(|(of, ranges)| *of == file && ranges.iter().any(inside))
     }
 
-    /// Brings pieces of a file from the Hub past this node's own disk: each is given to `each` and kept nowhere. In
-    /// order, in one request.
+    /// Brings pieces of a file from the Hub past this node's own disk: each is given to `each` and kept nowhere. In order, and
+    /// several requests at once.
+    /// With `lenders`, where the Hub cannot be reached, from the node that this one has the model from.
     ///
     /// # Errors
     /// [`StoreError`]; of a file that the Hub does not have as well.
@@ -188,6 +198,7 @@ impl Share {
         &self,
         file: usize,
         pieces: &[Range<u64>],
+        lenders: bool,
         each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let stored = match self.contents.get(file) {
@@ -195,7 +206,7 @@ impl Share {
             _ => None,
         };
         match stored {
-            Some(stored) => fetch_through(stored, pieces, each),
+            Some(stored) => fetch_through(stored, pieces, lenders, each),
             None => Err(StoreError::NoHub {
                 file: self.files.get(file).map_or_else(String::new, |file| file.name.clone()),
             }),

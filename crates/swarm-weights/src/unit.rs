@@ -60,7 +60,7 @@ impl Checkpoint {
         units
     }
 
-    fn unit_tensors(&self, unit: usize) -> Vec<&TensorInfo> {
+    pub(crate) fn unit_tensors(&self, unit: usize) -> Vec<&TensorInfo> {
         let total = self.config().num_hidden_layers;
         let names: Vec<String> = match unit.checked_sub(total) {
             None => layout::layer(self.config(), unit).into_iter().map(|want| want.name).collect(),

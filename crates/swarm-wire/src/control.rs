@@ -10,6 +10,7 @@ use crate::closing::CloseCode;
 use crate::control_check::{CONTROL_BYTES_MAX, CONTROL_KINDS, REASON_CHARS_MAX};
 use crate::examine::{Examine, Examined};
 use crate::ids::{Epoch, Fingerprint, NodeId};
+use crate::inventory::Listed;
 use crate::limits::Limits;
 use crate::measure::{Measure, Measured};
 use crate::supply::{ModelId, Supply, WeightSource};
@@ -79,6 +80,16 @@ pub enum Control {
     Supply(Box<Supply>),
     /// First message of whoever dials to ask for bytes of a model.
     Fetch(ModelId),
+    /// First message of whoever dials to learn a published model from a node that has it, or can fetch it. The answer is a
+    /// supply with the tokenizer's files; asks may follow.
+    Resolve {
+        /// As a user types it: `organisation/name`, with a revision or a file. Held against its grammar before it is used.
+        model: String,
+    },
+    /// First message of whoever dials only to ask which models are here.
+    List,
+    /// The answer to a list.
+    Listed(Box<Listed>),
     /// The sender leaves. A closed link without it is a fault.
     Bye,
 }

@@ -3,6 +3,7 @@
 use crate::control::{Control, ControlError, Hello, Origin, Prepare, Stats};
 use crate::examine::{validate_examine, validate_examined};
 use crate::frame::TIME_US_MAX;
+use crate::inventory::validate_listed;
 use crate::measure::{validate_measure, validate_measured};
 use crate::supply::{SOURCES_MAX, validate_model, validate_source, validate_supply};
 
@@ -28,7 +29,7 @@ const CORES_MAX: u32 = 1 << 14;
 const SESSIONS_MAX: u32 = 1 << 12;
 
 /// The names of all kinds, so that an unknown one is told apart from a malformed one.
-pub const CONTROL_KINDS: [&str; 22] = [
+pub const CONTROL_KINDS: [&str; 25] = [
     "hello",
     "welcome",
     "prepare",
@@ -51,6 +52,9 @@ pub const CONTROL_KINDS: [&str; 22] = [
     "supply",
     "fetch",
     "wanting",
+    "resolve",
+    "list",
+    "listed",
 ];
 
 pub(crate) fn invalid(field: &'static str, why: impl Into<String>) -> ControlError {
@@ -107,11 +111,14 @@ impl Control {
             Self::Examined(examined) => validate_examined(examined),
             Self::Supply(supply) => validate_supply(supply),
             Self::Fetch(model) => validate_model(model),
+            Self::Resolve { model } => text("model", model, MODEL_CHARS_MAX),
+            Self::Listed(listed) => validate_listed(listed),
             Self::Start { .. }
             | Self::Started { .. }
             | Self::Wanting { .. }
             | Self::StatsRequest { .. }
             | Self::Probe
+            | Self::List
             | Self::Bye => Ok(()),
         }
     }

@@ -27,6 +27,7 @@ mod examine;
 mod frame;
 mod greeting;
 mod ids;
+mod inventory;
 mod limits;
 mod measure;
 mod sampling;
@@ -53,6 +54,7 @@ pub use frame::{
 };
 pub use greeting::{DATA_HELLO_BYTES, DataHello, DataKind};
 pub use ids::{Epoch, Fingerprint, IdError, NodeId, Position, SessionId};
+pub use inventory::{LISTED_MAX, Listed, ListedModel, RANGES_MAX};
 pub use limits::{FRAME_BYTES_CAP, Limits, LimitsError};
 pub use measure::{LayerShape, MatrixShape, Measure, Measured, MeasuredLink, TARGETS_MAX};
 pub use sampling::{Sampling, SamplingError};

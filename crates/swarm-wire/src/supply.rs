@@ -116,14 +116,24 @@ pub(crate) fn validate_model(model: &ModelId) -> Result<(), ControlError> {
 
 pub(crate) fn validate_held(held: &Held) -> Result<(), ControlError> {
     at_most("held.layers", held.layers.len() as u64, LAYERS_MAX.into())?;
+    validate_ranges("held.layers", &held.layers, LAYERS_MAX)?;
+    validate_roots(&held.roots)
+}
+
+/// Layer ranges in order, none of them empty or twice, of a model of `layers`.
+pub(crate) fn validate_ranges(
+    field: &'static str,
+    ranges: &[LayerRange],
+    layers: u32,
+) -> Result<(), ControlError> {
     let mut free = 0;
-    for range in &held.layers {
-        if range.start < free || range.start >= range.end || range.end > LAYERS_MAX {
-            return Err(invalid("held.layers", "a range that is empty, out of order, or of no model"));
+    for range in ranges {
+        if range.start < free || range.start >= range.end || range.end > layers {
+            return Err(invalid(field, "a range that is empty, out of order, or of no model"));
         }
         free = range.end;
     }
-    validate_roots(&held.roots)
+    Ok(())
 }
 
 pub(crate) fn validate_supply(supply: &Supply) -> Result<(), ControlError> {

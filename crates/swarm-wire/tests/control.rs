@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use swarm_wire::{
     Blame, CONTROL_BYTES_MAX, CloseCode, Control, ControlError, Epoch, Examine, Examined, Fingerprint, Held,
-    Hello, KvType, LayerRange, LayerShape, Limits, LoadSource, Loading, MatrixShape, Measure, Measured,
-    MeasuredLink, ModelId, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping, Pong, Prepare,
-    Quant, Ready, Refused, Role, Stats, SuppliedFile, Supply, UnitRoot, WeightSource,
+    Hello, KvType, LayerRange, LayerShape, Limits, Listed, ListedModel, LoadSource, Loading, MatrixShape,
+    Measure, Measured, MeasuredLink, ModelId, NextHop, NodeId, Origin, PROTOCOL_MAJOR, PROTOCOL_MINOR, Ping,
+    Pong, Prepare, Quant, Ready, Refused, Role, Stats, SuppliedFile, Supply, UnitRoot, WeightSource,
 };
 
 const LIMITS: Limits =
@@ -178,6 +178,9 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_prepare().prop_map(|prepare| Control::Prepare(Box::new(prepare))),
         any_supply().prop_map(|supply| Control::Supply(Box::new(supply))),
         ".{0,80}".prop_map(|name| Control::Fetch(model_id(&name))),
+        ".{0,80}".prop_map(|model| Control::Resolve { model }),
+        Just(Control::List),
+        any_listed().prop_map(|listed| Control::Listed(Box::new(listed))),
         (0u64..1 << 40, 0u64..1 << 40).prop_map(|(a, b)| Control::Loading(Loading {
             bytes_done: a.min(b),
             bytes_total: a.max(b),
@@ -209,6 +212,28 @@ fn any_control() -> impl Strategy<Value = Control> {
         any_examined().prop_map(|examined| Control::Examined(Box::new(examined))),
         Just(Control::Bye),
     ]
+}
+
+fn any_listed() -> impl Strategy<Value = Listed> {
+    let layers = vec((0u32..3, 1u32..5), 0..6);
+    let model = (".{0,40}", option::of("[0-9a-f]{40}"), option::of(".{0,20}"), layers, 0u64..1 << 40);
+    let model = model.prop_map(|(name, commit, file, gaps, bytes)| {
+        let mut end = 0;
+        let range = |(gap, len)| {
+            let range = LayerRange { start: end + gap, end: end + gap + len };
+            end = range.end;
+            range
+        };
+        let layers: Vec<_> = gaps.into_iter().map(range).collect();
+        let format = if file.is_some() { "gguf" } else { "safetensors" }.to_owned();
+        let (layers_total, bytes_held) = (end.max(1), bytes / 3);
+        ListedModel { name, commit, file, format, layers_total, layers, bytes, bytes_held }
+    });
+    (".{0,64}", vec(model, 0..4), any::<u32>()).prop_map(|(name, models, left_out)| Listed {
+        name,
+        models,
+        left_out,
+    })
 }
 
 fn any_examine() -> impl Strategy<Value = Examine> {
@@ -351,6 +376,9 @@ fn every_kind_is_known_to_the_decoder() {
         Control::Supply(Box::new(supply())),
         Control::Wanting { epoch: Epoch(1) },
         Control::Fetch(model_id("toy")),
+        Control::Resolve { model: "org/toy".into() },
+        Control::List,
+        Control::Listed(Box::default()),
         Control::Bye,
     ];
     for message in messages {
@@ -489,6 +517,39 @@ fn numbers_and_names_of_weights_out_of_range_are_named() {
         assert_eq!(refused_field(&Control::Measured(measured)), "held.layers");
     }
     assert_eq!(refused_field(&Control::Fetch(model_id(&"x".repeat(513)))), "model.name");
+    assert_eq!(refused_field(&Control::Resolve { model: "x".repeat(513) }), "model");
+}
+
+#[test]
+fn lists_of_models_out_of_range_are_named() {
+    let base = ListedModel {
+        name: "org/toy".into(),
+        commit: None,
+        file: None,
+        format: "gguf".into(),
+        layers_total: 10,
+        layers: vec![[0, 4].into(), [6, 10].into()],
+        bytes: 100,
+        bytes_held: 80,
+    };
+    let models = [
+        ("models.name", ListedModel { name: "x".repeat(513), ..base.clone() }),
+        ("models.commit", ListedModel { commit: Some("0".repeat(65)), ..base.clone() }),
+        ("models.file", ListedModel { file: Some("x".repeat(513)), ..base.clone() }),
+        ("models.format", ListedModel { format: "x".repeat(65), ..base.clone() }),
+        ("models.layers_total", ListedModel { layers_total: 0, ..base.clone() }),
+        ("models.layers", ListedModel { layers: vec![[0, 11].into()], ..base.clone() }),
+        ("models.layers", ListedModel { layers: vec![[1, 2].into(); 257], ..base.clone() }),
+        ("models.bytes", ListedModel { bytes: u64::MAX, ..base.clone() }),
+        ("models.bytes_held", ListedModel { bytes_held: 101, ..base.clone() }),
+    ];
+    let listed = |models| Control::Listed(Box::new(Listed { name: "den".into(), models, left_out: 0 }));
+    for (field, model) in models {
+        assert_eq!(refused_field(&listed(vec![model])), field);
+    }
+    assert_eq!(refused_field(&listed(vec![base; 257])), "models");
+    let named = Listed { name: "x".repeat(65), ..Listed::default() };
+    assert_eq!(refused_field(&Control::Listed(Box::new(named))), "name");
 }
 
 fn measured() -> Measured {

@@ -257,6 +257,12 @@ fn control_seeds() -> Vec<Vec<u8>> {
             r#"{{"kind":"measured","id":1,"layer_ns":5,"row_ns":9,"head_ns":7,"layers":false,"links":[],"held":{{"layers":[[0,2],[3,4]],"embed":true,"norm":false,"head":true,"roots":[{{"unit":3,"root":"{id}"}}]}}}}"#
         ),
         prepare("[1,4]", true, &format!(r#"null,"sources":[{{"node":{next},"units":[{{"unit":2,"root":"{id}"}}]}}]"#)),
+        r#"{"kind":"resolve","model":"a/b@main:Q4_K_M"}"#.to_owned(),
+        r#"{"kind":"list"}"#.to_owned(),
+        format!(
+            r#"{{"kind":"listed","name":"den","left_out":1,"models":[{{"name":"a/b","commit":"{}","file":"x.gguf","format":"gguf","layers_total":4,"layers":[[0,2],[3,4]],"bytes":90,"bytes_held":60}}]}}"#,
+            "0a".repeat(20)
+        ),
         r#"{"kind":"probe"}"#.to_owned(),
         r#"{"kind":"bye"}"#.to_owned(),
         r#"{"kind":"examine","id":1,"reach":4747,"hear":"00ff","padding_bytes":9}"#.to_owned(),

@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use swarm_kernels::Quant;
-use swarm_node::NodeError;
-use swarm_weights::{Attached, Checkpoint, FetchControl, FetchSource, StoreError, cache};
+use swarm_node::{Around, FoundModel, NodeError, find_model};
+use swarm_weights::{Attached, Checkpoint, FetchControl, FetchSource, StoreError};
 
 use crate::args::{PullArgs, QuantArg};
 use crate::failure::{Code, Failure};
@@ -19,7 +19,7 @@ use crate::present::{report, text};
 use crate::{quant, settings};
 
 pub fn pull(args: &PullArgs) -> Result<(), Failure> {
-    let path = cache::resolve(&args.model).map_err(NodeError::from)?;
+    let FoundModel { path, lender: _lender } = find(args)?;
     let quant = args.quant.map(QuantArg::kernel);
     quant::check(&path, quant)?.iter().for_each(|note| text::note(note));
     let model = Checkpoint::open(&path).map_err(NodeError::from)?.quantized(quant);
@@ -78,6 +78,25 @@ pub fn pull(args: &PullArgs) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
+}
+
+/// Where the model is; the workers that are named say so where the Hub cannot.
+fn find(args: &PullArgs) -> Result<FoundModel, Failure> {
+    if args.peer.is_empty() {
+        return Ok(find_model(&args.model, None, &|_| {})?);
+    }
+    let named = args.peer.iter().map(|peer| settings::peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
+    let (_, identity) = settings::identity()?;
+    let around = Around {
+        identity: &identity,
+        named: &named,
+        discover: false,
+        interfaces: &[],
+        state_dir: None,
+        within: Duration::ZERO,
+        answers_within: Duration::ZERO,
+    };
+    Ok(find_model(&args.model, Some(&around), &|news| text::note(news))?)
 }
 
 /// The workers that are named. One that cannot be asked is said, and the others and the Hub do without it.

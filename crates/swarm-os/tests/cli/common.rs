@@ -107,3 +107,37 @@ impl Bench {
 pub fn event(line: &str) -> Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{line:?} is no JSON: {error}"))
 }
+
+/// A small file system of its own, gone at the end of the test.
+#[cfg(target_os = "linux")]
+pub struct SmallDisk(PathBuf);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    /// `None` where the tester has said that there is none.
+    pub fn mount(path: PathBuf, how: &str) -> Option<Self> {
+        if std::env::var_os("SWARM_OS_SKIP_NETLAB").is_some_and(|value| value == "1") {
+            eprintln!("SKIPPED: no small disk, because SWARM_OS_SKIP_NETLAB=1");
+            return None;
+        }
+        std::fs::create_dir_all(&path).unwrap();
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", how, "tmpfs"]).arg(&path).status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "a small disk needs root: run as root, or set SWARM_OS_SKIP_NETLAB=1"
+        );
+        Some(Self(path))
+    }
+
+    pub fn grow(&self, how: &str) {
+        let how = format!("remount,{how}");
+        assert!(Command::new("mount").args(["-o", &how]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg(&self.0).status());
+    }
+}

@@ -9,6 +9,8 @@ use swarm_testkit::hub::Trouble;
 use swarm_testkit::toy::{GgufType, Storage, ToyModel, spec};
 use swarm_testkit::{Hub, Proc};
 
+#[cfg(target_os = "linux")]
+use crate::common::SmallDisk;
 use crate::common::{Bench, SOON};
 
 pub const PROMPT: &str = "the tin hen in the inn";
@@ -260,44 +262,11 @@ fn a_process_that_is_killed_while_it_fetches_goes_on_where_it_was() {
     eprintln!("{again} of {total} bytes came again after {killed} kills");
 }
 
-/// A small file system of its own, gone at the end of the test.
-#[cfg(target_os = "linux")]
-struct SmallDisk(PathBuf);
-
-#[cfg(target_os = "linux")]
-impl SmallDisk {
-    fn mount(path: PathBuf, how: &str) -> Self {
-        std::fs::create_dir_all(&path).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", how, "tmpfs"]).arg(&path).status();
-        assert!(
-            done.is_ok_and(|status| status.success()),
-            "a small disk needs root: run as root, or set SWARM_OS_SKIP_NETLAB=1"
-        );
-        Self(path)
-    }
-
-    fn grow(&self, how: &str) {
-        let how = format!("remount,{how}");
-        assert!(Command::new("mount").args(["-o", &how]).arg(&self.0).status().unwrap().success());
-    }
-}
-
-#[cfg(target_os = "linux")]
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg(&self.0).status());
-    }
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_named_and_what_came_is_kept() {
-    if std::env::var_os("SWARM_OS_SKIP_NETLAB").is_some_and(|value| value == "1") {
-        eprintln!("SKIPPED: no small disk, because SWARM_OS_SKIP_NETLAB=1");
-        return;
-    }
     let room = Room::safetensors(1);
-    let disk = SmallDisk::mount(room.store("me"), "size=8m");
+    let Some(disk) = SmallDisk::mount(room.store("me"), "size=8m") else { return };
     let pull = ["pull", "org/toy", "--json"];
     let finished = Proc::spawn(&mut room.command("me", &pull)).unwrap().finish(SOON).unwrap();
     let said = &finished.stderr;

@@ -6,6 +6,8 @@ use serde_json::Value;
 use swarm_testkit::toy::{GgufType, spec};
 
 use crate::common::Bench;
+#[cfg(target_os = "linux")]
+use crate::common::SmallDisk;
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -112,4 +114,47 @@ fn the_quantized_form_is_kept_on_request_used_listed_and_removed() {
     assert_eq!(pruned["removed_quantized"][0]["quant"], "q4_0", "{pruned}");
     assert!(!folder.exists());
     bench.refused(&["run", "hello", "--keep-quantized", "--model", text(&model)], 2, &["required arguments"]);
+}
+
+/// The whole form of the model is told as needed, not one tensor's; what came is used, and the answer does not change.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_disk_that_is_full_of_the_form_says_how_much_it_needs() {
+    let bench = Bench::new();
+    let model = bench.write(&spec("llama").with_layers(16), "model");
+    let answer = |more: &[&str]| {
+        let args = ["run", "hello", "--raw", "--json", "--max-tokens", "4", "--quant", "q8_0", "--model"];
+        let finished = bench.run(&[&args[..], &[text(&model)], more].concat());
+        assert!(finished.status.success(), "{finished:?}");
+        (serde_json::from_str::<Value>(&finished.stdout).unwrap()["logits_hash"].clone(), finished.stderr)
+    };
+    let (want, _) = answer(&[]);
+    let Some(disk) = SmallDisk::mount(bench.path("store"), "size=256k") else { return };
+    let number = |said: &str, before: &str| -> u64 {
+        said.split(before).nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap()
+    };
+    let (got, said) = answer(&["--keep-quantized"]);
+    assert_eq!(got, want);
+    assert!(said.contains("quantized weights are not kept on the disk: the disk is full"), "{said}");
+    let (need, there) = (number(&said, "these layers take "), number(&said, "of which "));
+    assert!(need > 256 << 10 && there > 0 && there <= 256 << 10, "{need} {there}: {said}");
+    let folder = bench.path("store").join("quantized");
+    assert!(said.contains(folder.to_str().unwrap()), "{said}");
+    // The same from pull, which is an error there, because nothing else was asked of it.
+    let pull = ["pull", text(&model), "--quant", "q8_0"];
+    let refused = bench.refused(&pull, 1, &["quantized weights are not kept", "the disk is full"]);
+    assert_eq!(number(&refused, "these layers take "), need, "{refused}");
+    assert!(number(&refused, "of which ") >= there, "{refused}");
+    assert_eq!(answer(&[]).0, want, "what is there is used");
+    // With so much room it is whole.
+    disk.grow(&format!("size={}k", need.div_ceil(1024) + 512));
+    let pulled = bench.json(&["pull", text(&model), "--quant", "q8_0", "--json"]);
+    let kept: u64 = std::fs::read_dir(pulled["quantized"].as_str().unwrap())
+        .unwrap()
+        .map(|file| file.unwrap())
+        .filter(|file| file.path().extension().is_some_and(|extension| extension == "blocks"))
+        .map(|file| file.metadata().unwrap().len())
+        .sum();
+    assert_eq!(kept, need);
+    assert_eq!(answer(&[]).0, want);
 }

@@ -343,3 +343,55 @@ fn plan_tells_what_each_node_would_fetch_and_prefers_who_has_it() {
     let line = shown.stdout.lines().find(|line| line.starts_with("to fetch before it starts")).unwrap();
     assert!(line.contains("two ") && !line.contains("one ") && !line.contains("at most"), "{line}");
 }
+
+/// A worker with a complete snapshot, as the Hub's own tools make it.
+pub fn worker_with_snapshot(room: &Room, who: &str, commit: &str) -> (Proc, String, PathBuf) {
+    let cache = room.bench.path(&format!("snapshots-{who}"));
+    let repo = cache.join("models--org--toy");
+    let snapshot = repo.join("snapshots").join(commit);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repo.join("refs")).unwrap();
+    std::fs::write(repo.join("refs/main"), commit).unwrap();
+    for file in std::fs::read_dir(room.folder.path()).unwrap().map(|file| file.unwrap()) {
+        std::fs::copy(file.path(), snapshot.join(file.file_name())).unwrap();
+    }
+    let args = ["worker", "--local", "--json", "--name", who, "--threads", "1"];
+    let mut worker = Proc::spawn(room.command(who, &args).env("HF_HUB_CACHE", &cache)).unwrap();
+    let waiting = event(&worker.expect(SOON, "\"waiting\"").unwrap());
+    (worker, format!("127.0.0.1:{}", waiting["port"]), snapshot)
+}
+
+#[test]
+fn whole_files_of_another_tool_are_a_source_for_others() {
+    for is_damaged in [false, true] {
+        let room = Room::safetensors(2);
+        let alone = room.json("alone", &[&RUN[..], &[room.folder.path().to_str().unwrap()]].concat());
+        let pulled = room.json("look", &["pull", "org/toy", "--layers", "0..1", "--json"]);
+        let (mut one, first, snapshot) =
+            worker_with_snapshot(&room, "one", pulled["commit"].as_str().unwrap());
+        let (_two, second) = room.worker("two");
+        let cut = "here=0..2,one=2..5,two=5..10";
+        let peers = ["--split", "always", "--layers", cut, "--peer", &first, "--peer", &second];
+        if is_damaged {
+            // It is read, and then it is another file, of the same length and time.
+            room.json("look", &[&["plan", "--json", "--model", "org/toy"][..], &peers].concat());
+            one.expect(SOON, "\"left\"").unwrap();
+            let file = snapshot.join("model-00002-of-00002.safetensors");
+            let time = std::fs::metadata(&file).unwrap().modified().unwrap();
+            let mut bytes = std::fs::read(&file).unwrap();
+            let end = bytes.len();
+            bytes[end / 2..].iter_mut().for_each(|byte| *byte ^= 1);
+            std::fs::write(&file, bytes).unwrap();
+            std::fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
+        }
+        room.hub.clear_log();
+        let answer = room.json("me", &[&RUN[..], &["org/toy"], &peers].concat());
+        let fetched = room.hub.bytes_of(".safetensors");
+        if is_damaged {
+            assert!(room.hub.bytes_to("two") > 1_000_000, "what does not match is fetched elsewhere");
+        } else {
+            same(&answer, &alone);
+            assert!(fetched < 100_000, "headers and no weights: {fetched}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{Response, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
@@ -18,6 +18,8 @@ const LISTING_BYTES_MAX: u64 = 32 << 20;
 /// What is read of an answer that is not used, so that its connection can be used again.
 const REST_BYTES_MAX: u64 = 64 << 10;
 const READ_BYTES: usize = 64 << 10;
+/// So long after a Hub could not be reached it is asked once, and not again and again: a command asks several times.
+const LOST_FOR: Duration = Duration::from_secs(60);
 
 /// Takes bytes of a file as they come: the offset of the first, and the bytes.
 pub(crate) type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), HubError> + 'a;
@@ -30,6 +32,8 @@ pub struct HubClient {
     places: Mutex<HashMap<String, String>>,
     /// The tag under which each file's bytes came first; bytes under another tag are never put beside them.
     tags: Mutex<HashMap<String, String>>,
+    /// When it was found that nobody can be reached, if nobody was since.
+    lost: Mutex<Option<Instant>>,
 }
 
 impl HubClient {
@@ -48,7 +52,13 @@ impl HubClient {
             .user_agent(concat!("swarm-os/", env!("CARGO_PKG_VERSION")))
             .tls_config(tls)
             .build();
-        Self { settings, agent: config.new_agent(), places: Mutex::default(), tags: Mutex::default() }
+        Self {
+            settings,
+            agent: config.new_agent(),
+            places: Mutex::default(),
+            tags: Mutex::default(),
+            lost: Mutex::default(),
+        }
     }
 
     pub fn settings(&self) -> &HubSettings {
@@ -60,18 +70,38 @@ impl HubClient {
         host(&self.settings.endpoint)
     }
 
-    /// What a repository holds at a revision.
+    /// The Hub may not be asked, or could not be reached a moment ago.
+    pub fn is_lost(&self) -> bool {
+        self.settings.offline || lock(&self.lost).is_some_and(|lost| lost.elapsed() < LOST_FOR)
+    }
+
+    fn note_lost(&self, error: &HubError) {
+        if error.is_unreachable() {
+            *lock(&self.lost) = Some(Instant::now());
+        }
+    }
+
+    /// What a repository holds at a revision. With `others` to turn to, a Hub that cannot be reached is asked once.
     ///
     /// # Errors
     /// [`HubError`].
-    pub(crate) fn listing(&self, id: &str, revision: &str) -> Result<Listing, HubError> {
+    pub(crate) fn listing(&self, id: &str, revision: &str, others: bool) -> Result<Listing, HubError> {
         let endpoint = &self.settings.endpoint;
         let what = format!("the model {id} at revision {revision}");
         let url = format!("{endpoint}/api/models/{id}/revision/{}?blobs=true", revision.replace('/', "%2F"));
-        let json = self.patiently(&what, &AtomicBool::new(false), |_| {
+        let ask = || {
             let response = self.follow(&url, None, &what)?;
             self.whole(response, &what, LISTING_BYTES_MAX)
-        })?;
+        };
+        let first = if others { Some(ask()) } else { None };
+        let json = match first {
+            Some(Ok(json)) => json,
+            Some(Err(error)) if error.is_unreachable() => {
+                self.note_lost(&error);
+                return Err(error);
+            }
+            _ => self.patiently(&what, &AtomicBool::new(false), |_| ask())?,
+        };
         Listing::parse(&json).map_err(|why| HubError::Wrong { host: self.host(), what, why })
     }
 
@@ -113,12 +143,27 @@ impl HubClient {
         })
     }
 
-    /// Asks once, without patience, whether anybody answers for a file; what the answer is does not matter.
+    /// Whether it is worth to ask for a file at all: not for a while after nobody could be reached.
+    ///
+    /// # Errors
+    /// [`HubError::Unreachable`].
+    pub(crate) fn hope(&self, file: &RemoteFile) -> Result<(), HubError> {
+        if !self.is_lost() || self.settings.offline {
+            return Ok(());
+        }
+        let why = "it could not be a moment ago".to_owned();
+        Err(HubError::Unreachable { host: self.host(), what: file.label(), why })
+    }
+
+    /// Asks once, without patience, whether anybody answers for a file; what the answer is does not matter. Not even once
+    /// where nobody answered a moment ago: each time may take long.
     ///
     /// # Errors
     /// [`HubError::Unreachable`], [`HubError::Offline`].
     pub(crate) fn knock(&self, file: &RemoteFile) -> Result<(), HubError> {
-        self.send(&self.url(file), Some(&(0..1)), &file.label()).map(drain)
+        self.hope(file)?;
+        let answer = self.send(&self.url(file), Some(&(0..1)), &file.label());
+        answer.map(drain).inspect_err(|error| self.note_lost(error))
     }
 
     /// Brings `range` of a file of known size into `sink`, in order, each byte once. Goes on where a connection ended;
@@ -337,11 +382,13 @@ impl HubClient {
         {
             request = request.header("Authorization", token.bearer());
         }
-        request.call().map_err(|error| HubError::Unreachable {
+        let answer = request.call().map_err(|error| HubError::Unreachable {
             host: host(url),
             what: what.to_owned(),
             why: reason(&error),
-        })
+        })?;
+        *lock(&self.lost) = None;
+        Ok(answer)
     }
 
     /// The whole body of a good answer.
@@ -401,7 +448,9 @@ impl HubClient {
                 Err(error) => return Err(error),
             };
             failed.in_a_row += 1;
-            if failed.in_a_row >= retry.failures_max.max(1) {
+            let failures_max = if self.is_lost() { 1 } else { retry.failures_max.max(1) };
+            if failed.in_a_row >= failures_max {
+                self.note_lost(&error);
                 return Err(HubError::GaveUp { failures: failed.in_a_row, source: Box::new(error) });
             }
             let wait = match &error {

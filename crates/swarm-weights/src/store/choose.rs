@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::StoreError;
+use crate::checkpoint::Origin;
 use crate::gguf::split;
 use crate::hub::{Listed, ModelRef};
 use crate::open::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
@@ -43,6 +44,20 @@ pub(super) fn choose(model: &ModelRef, files: &BTreeMap<String, Listed>) -> Resu
         }
         [] => Err(StoreError::NoSuchFile { choices: named(&id, &leaders), wanted: wanted.clone(), id }),
         several => Err(StoreError::Ambiguous { choices: named(&id, several), id }),
+    }
+}
+
+impl ModelRef {
+    /// Whether a model of this origin can be meant. What commit a branch is, only the Hub knows: a revision that is none
+    /// is taken to fit.
+    pub fn may_be(&self, origin: &Origin) -> bool {
+        let file = match (&self.pick, &origin.file) {
+            (Some(wanted), Some(file)) => is_meant(wanted, file),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let commit = !self.is_pinned() || self.revision.as_deref() == Some(origin.commit.as_str());
+        file && commit && self.id == origin.id
     }
 }
 
@@ -120,6 +135,24 @@ mod tests {
             assert_eq!(chosen(name, &files), gguf(&files[..2]), "{name}");
         }
         assert!(chosen("a/b:y", &files).unwrap_err().contains("y-00002-of-00002.gguf is not there"));
+    }
+
+    #[test]
+    fn a_name_may_be_a_model() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let origin = |file: Option<&str>| Origin {
+            id: "a/b".into(),
+            commit: commit.into(),
+            file: file.map(str::to_owned),
+        };
+        let may_be = |name: &str, file| ModelRef::parse(name).unwrap().may_be(&origin(file));
+        let pinned = format!("a/b@{commit}");
+        assert!(may_be("a/b", None) && may_be("a/b@v1", None) && may_be(&pinned, None));
+        assert!(may_be("a/b:Q8_0", Some("x-Q8_0.gguf")) && may_be("a/b", Some("x-Q8_0.gguf")));
+        assert!(
+            !may_be("a/c", None) && !may_be("a/b:Q8_0", None) && !may_be("a/b:Q4_0", Some("x-Q8_0.gguf"))
+        );
+        assert!(!may_be(&pinned.replace('0', "1"), None));
     }
 
     #[test]

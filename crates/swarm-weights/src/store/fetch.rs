@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,10 @@ use crate::hub::HubError;
 
 /// Longest time between two words of progress, also when nothing comes.
 const NEWS: Duration = Duration::from_millis(250);
+
+/// Shortest and longest request for another node. Several are under way at a time.
+const RUN_BYTES_MIN: u64 = 512 << 10;
+const RUN_BYTES_MAX: u64 = 2 << 20;
 
 /// Where bytes are fetched from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,8 +129,29 @@ fn from_hub(
     fetch.run(work, connections, control)
 }
 
-/// Brings `wanted` pieces of a file from the Hub to `each` and keeps nothing; false from `each` ends it.
+/// Brings `wanted` pieces of a file to `each` and keeps nothing; false from `each` ends it. From the Hub, and with
+/// `lenders`, where that cannot be reached, from those who lend this node the model.
 pub(crate) fn through(
+    file: &StoredFile,
+    wanted: &[Range<u64>],
+    lenders: bool,
+    each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
+) -> Result<(), StoreError> {
+    let mut passed = 0;
+    let came = from_hub_through(file, wanted, &mut |range, bytes| {
+        passed += 1;
+        each(range, bytes)
+    });
+    let lost = came.as_ref().is_err_and(StoreError::is_unreachable);
+    match wanted.get(passed..) {
+        Some(rest) if lenders && lost => {
+            supply::through(&file.folder.suppliers(), file, rest, each).unwrap_or(came)
+        }
+        _ => came,
+    }
+}
+
+fn from_hub_through(
     file: &StoredFile,
     wanted: &[Range<u64>],
     each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
@@ -134,19 +159,59 @@ pub(crate) fn through(
     if !file.folder.has_hub() {
         return Err(StoreError::NoHub { file: file.remote.path.clone() });
     }
-    let (Some(first), Some(last)) = (wanted.first(), wanted.last()) else { return Ok(()) };
-    let range = first.start..last.end.min(file.remote.size.unwrap_or(u64::MAX));
-    let mut keep = |range: &Range<u64>, bytes: &[u8]| match each(range, bytes) {
-        true => Ok(()),
-        false => Err(StoreError::Aborted),
+    let client = &file.folder.client;
+    // Whoever asked has others to turn to, and does not wait for each piece anew.
+    let lost = |source| StoreError::Fetch { file: file.remote.label(), source };
+    client.hope(&file.remote).map_err(lost)?;
+    let connections = client.settings().connections.max(1);
+    let run_bytes = (pieces::bytes(wanted) / connections as u64).clamp(RUN_BYTES_MIN, RUN_BYTES_MAX);
+    let stop = AtomicBool::new(false);
+    // What is under way at a time is held in memory, since it is passed on in order.
+    for wave in pieces::runs(wanted, run_bytes).chunks(connections) {
+        std::thread::scope(|scope| {
+            let start = |run: &'_ Job| {
+                let ((sink, came), run, stop) = (channel(), run.clone(), &stop);
+                scope.spawn(move || {
+                    let outcome = run_through(file, &run, stop, &sink);
+                    // The other end has gone when it wants no more.
+                    outcome.err().map(|error| sink.send(Err(error)))
+                });
+                came
+            };
+            // Collected, so that all are under way before the first is waited for.
+            let parts: Vec<_> = wave.iter().map(start).collect();
+            let passed = parts.into_iter().flatten().try_for_each(|piece| {
+                let (range, bytes) = piece?;
+                if each(&range, &bytes) { Ok(()) } else { Err(StoreError::Aborted) }
+            });
+            passed.inspect_err(|_| stop.store(true, Ordering::Relaxed))
+        })?;
+    }
+    Ok(())
+}
+
+/// A piece that was fetched for another node.
+type Passed = (Range<u64>, Vec<u8>);
+
+/// One request, whose pieces go to `sink` as they are whole.
+fn run_through(
+    file: &StoredFile,
+    run: &Job,
+    stop: &AtomicBool,
+    sink: &Sender<Result<Passed, StoreError>>,
+) -> Result<(), StoreError> {
+    let end = run.range.end.min(file.remote.size.unwrap_or(u64::MAX));
+    let mut keep = |range: &Range<u64>, bytes: &[u8]| {
+        let sent = sink.send(Ok((range.clone(), bytes.to_vec())));
+        sent.map_err(|_| StoreError::Aborted)
     };
     let mut keeper =
-        Keeper { keep: &mut keep, pieces: wanted.iter().cloned(), piece: 0..0, bytes: Vec::new() };
+        Keeper { keep: &mut keep, pieces: run.pieces.iter().cloned(), piece: 0..0, bytes: Vec::new() };
     let came = file.folder.client.range(
         &file.remote,
-        range,
+        run.range.start..end,
         &mut |offset, bytes| keeper.take(offset, bytes).map(drop).map_err(|_| HubError::Aborted),
-        &AtomicBool::new(false),
+        stop,
     );
     match came {
         Ok(()) => Ok(()),

@@ -260,7 +260,7 @@ fn open_lock(path: &Path) -> Result<File, StoreError> {
 static FRESH: AtomicU64 = AtomicU64::new(0);
 
 /// Writes a file so that it is there whole or not at all.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     let need = bytes.len() as u64;
     let fail = |what| move |source| StoreError::io(what, path, need, source);
     if let Some(parent) = path.parent() {

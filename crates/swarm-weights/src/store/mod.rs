@@ -32,7 +32,7 @@ pub use error::StoreError;
 pub use fetch::{FetchControl, FetchProgress, FetchSource};
 pub(crate) use fetch::{all as fetch_all, through as fetch_through};
 pub(crate) use file::{StoredFile, ranges_path};
-pub(crate) use folder::Folder;
+pub(crate) use folder::{Folder, write_whole};
 pub use pieces::PIECE_BYTES;
 pub(crate) use pieces::{bytes as ranges_bytes, cut};
 pub use supply::{Adopted, Brought, Catalogue, Supplier, SupplyAsk, Take};
@@ -46,7 +46,7 @@ use choose::Choice;
 
 /// The largest published tokenizers are 30 MB, indices of sharded checkpoints some megabytes.
 const SMALL_BYTES_MAX: u64 = 256 << 20;
-const TOKENIZER_FILES: [&str; 5] = [
+pub(crate) const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -126,13 +126,26 @@ impl Store {
         self.client.settings().offline
     }
 
+    /// The Hub may not be asked, or could not be reached a moment ago.
+    pub fn is_lost(&self) -> bool {
+        self.client.is_lost()
+    }
+
     /// Makes `model` ready to be opened at the path that is returned: looks its revision up, fetches its small files, and
     /// makes room for its weights, of which nothing is fetched yet.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn resolve(&self, model: &ModelRef, needs: Needs) -> Result<PathBuf, StoreError> {
-        let folder = self.folder_of(model)?;
+        self.look_up(model, needs, false)
+    }
+
+    /// [`Store::resolve`] for who has `others` to ask: then a Hub that cannot be reached is asked once.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn look_up(&self, model: &ModelRef, needs: Needs, others: bool) -> Result<PathBuf, StoreError> {
+        let folder = self.folder_of(model, others)?;
         let _writing = folder.write_lock(&AtomicBool::new(false), &mut || {})?;
         let snapshot =
             self.snapshots.join(ModelRef::folder(&model.id)).join("snapshots").join(folder.commit());
@@ -188,15 +201,15 @@ impl Store {
     }
 
     /// The folder of the commit that `model` means now.
-    fn folder_of(&self, model: &ModelRef) -> Result<Arc<Folder>, StoreError> {
+    fn folder_of(&self, model: &ModelRef, others: bool) -> Result<Arc<Folder>, StoreError> {
         let repo = self.root.join(ModelRef::folder(&model.id));
         let revision = model.revision.as_deref().unwrap_or("main");
         let here = Folder::read(&repo.join(revision)).ok().filter(|_| is_commit(revision));
         if here.is_some_and(|here| !here.partial || self.is_offline()) {
             return self.folder(&repo.join(revision));
         }
-        let name = repo.join("refs").join(revision.replace('/', "%2F"));
-        let listing = match self.client.listing(&model.id, revision) {
+        let name = self.revision_file(&model.id, revision);
+        let listing = match self.client.listing(&model.id, revision, others) {
             Ok(listing) => listing,
             Err(error) if error.is_unreachable() => {
                 // What another node told of a commit will do where the Hub does not say more.
@@ -217,6 +230,24 @@ impl Store {
         let folder = Folder::make(&path, &model.id, &listing, self.client.clone())?;
         folder::write_whole(&name, listing.commit.as_bytes())?;
         Ok(self.remember(folder))
+    }
+
+    /// Notes which commit another node said that `model` is, where the Hub never told.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_commit(&self, model: &ModelRef, commit: &str) -> Result<(), StoreError> {
+        let revision = model.revision.as_deref().unwrap_or("main");
+        let name = self.revision_file(&model.id, revision);
+        if is_commit(revision) || !is_commit(commit) || name.exists() {
+            return Ok(());
+        }
+        folder::write_whole(&name, commit.as_bytes())
+    }
+
+    /// Where it is kept which commit a revision is.
+    fn revision_file(&self, id: &str, revision: &str) -> PathBuf {
+        self.root.join(ModelRef::folder(id)).join("refs").join(revision.replace('/', "%2F"))
     }
 
     /// Opens a folder, or shares the hold on one that is open.

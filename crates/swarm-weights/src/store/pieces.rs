@@ -101,6 +101,23 @@ pub fn jobs(wanted: &[Range<u64>]) -> Vec<Job> {
     jobs
 }
 
+/// `pieces`, which are in order, as requests of up to `run_bytes` and without a gap that is worth a request of its own.
+pub fn runs(pieces: &[Range<u64>], run_bytes: u64) -> Vec<Job> {
+    let mut runs: Vec<Job> = Vec::new();
+    for piece in pieces {
+        if let Some(run) = runs.last_mut() {
+            let fits = piece.end.saturating_sub(run.range.start) <= run_bytes;
+            if fits && piece.start.saturating_sub(run.range.end) <= GAP_BYTES_MAX {
+                run.range.end = piece.end;
+                run.pieces.push(piece.clone());
+                continue;
+            }
+        }
+        runs.push(Job { range: piece.clone(), pieces: vec![piece.clone()] });
+    }
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +158,18 @@ mod tests {
             }
             let asked: Vec<_> = jobs.iter().map(|job| job.range.clone()).collect();
             prop_assert!(bytes(&asked) <= want + want / WASTE_PART + WASTE_BYTES);
+        }
+
+        #[test]
+        fn runs_are_all_pieces_in_order(wanted in ranges(1 << 20), run_bytes in 1_u64..4 << 20) {
+            let pieces = cut(&ordered(&wanted));
+            let runs = runs(&pieces, run_bytes);
+            prop_assert_eq!(runs.iter().flat_map(|run| run.pieces.clone()).collect::<Vec<_>>(), pieces);
+            for run in &runs {
+                prop_assert!(len(&run.range) <= run_bytes || run.pieces.len() == 1);
+                prop_assert_eq!(run.range.start, run.pieces[0].start);
+                prop_assert_eq!(run.range.end, run.pieces.last().unwrap().end);
+            }
         }
 
         #[test]

@@ -10,7 +10,7 @@ use super::fetch::{FetchControl, FetchProgress, FetchSource};
 use super::file::{StoredFile, Writer, ranges_path};
 use super::folder::{Folder, Repo, write_whole};
 use super::manifest::Record;
-use super::{GENERATION_FILE, Store, StoreError, pieces};
+use super::{GENERATION_FILE, Store, StoreError, TOKENIZER_FILES, pieces};
 use crate::checkpoint::{Checkpoint, Origin};
 use crate::hub::{Listed, ModelRef, is_commit, is_file_name};
 use crate::open::{CONFIG_FILE, INDEX_FILE};
@@ -20,6 +20,8 @@ use crate::unit::{self, Unit};
 /// Most pieces in one ask, and most bytes.
 const ASK_PIECES_MAX: usize = 256;
 const ASK_BYTES_MAX: u64 = 4 << 20;
+/// The same where the other node fetches them on the way, several requests at once.
+const THROUGH_BYTES_MAX: u64 = 16 << 20;
 /// A supplier that sent so many pieces which are not what their digests say is not asked again.
 const CORRUPT_MAX: u32 = 3;
 /// Models of no repository that others handed over, below the folder of the store.
@@ -104,7 +106,10 @@ impl Catalogue {
             |why: String| Err(StoreError::NotAModel { id: self.name.escape_debug().to_string(), why });
         for file in &self.files {
             let known = match file.small {
-                true => [CONFIG_FILE, GENERATION_FILE, INDEX_FILE].contains(&file.name.as_str()),
+                true => [CONFIG_FILE, GENERATION_FILE, INDEX_FILE]
+                    .iter()
+                    .chain(&TOKENIZER_FILES)
+                    .any(|name| *name == file.name),
                 false => file.name.ends_with(".safetensors") || file.name.ends_with(".gguf"),
             };
             if !known || !is_file_name(&file.name) {
@@ -205,6 +210,17 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Whether the machine `of` may hear of an entry: of one that another machine handed over it may not.
+    pub fn may_name(&self, entry: &super::StoreEntry, of: [u8; 32]) -> bool {
+        let Some(fingerprint) = Folder::fingerprint_of(&entry.path) else { return true };
+        let theirs =
+            Catalogue { name: String::new(), origin: None, fingerprint, from: of, files: Vec::new() };
+        let (place, commit) = theirs.place();
+        entry.path == self.root().join(place).join(commit)
+    }
+}
+
 /// A small file, whole.
 fn small(supplier: &dyn Supplier, file: &SharedFile) -> Result<Vec<u8>, StoreError> {
     let asks = asks_of(&file.name, &pieces::cut(std::slice::from_ref(&(0..file.bytes))));
@@ -230,11 +246,15 @@ fn small(supplier: &dyn Supplier, file: &SharedFile) -> Result<Vec<u8>, StoreErr
 
 /// Cuts pieces into asks.
 fn asks_of(file: &str, pieces: &[Range<u64>]) -> Vec<SupplyAsk> {
+    asks_within(file, pieces, ASK_BYTES_MAX)
+}
+
+fn asks_within(file: &str, pieces: &[Range<u64>], bytes_max: u64) -> Vec<SupplyAsk> {
     let mut asks: Vec<SupplyAsk> = Vec::new();
     for piece in pieces {
         if let Some(ask) = asks.last_mut()
             && ask.pieces.len() < ASK_PIECES_MAX
-            && ask.pieces.first().is_some_and(|first| piece.end.saturating_sub(first.start) <= ASK_BYTES_MAX)
+            && ask.pieces.first().is_some_and(|first| piece.end.saturating_sub(first.start) <= bytes_max)
         {
             ask.pieces.push(piece.clone());
             continue;
@@ -255,7 +275,8 @@ pub(super) fn from_supplier(
     let (mut asks, mut to) = (Vec::new(), Vec::new());
     for (writer, wanted) in writers {
         let missing = pieces::cut(&writer.stored.missing(wanted));
-        let more = asks_of(&writer.stored.remote.path, &missing);
+        let bytes_max = if through { THROUGH_BYTES_MAX } else { ASK_BYTES_MAX };
+        let more = asks_within(&writer.stored.remote.path, &missing, bytes_max);
         to.extend(std::iter::repeat_n(writer, more.len()));
         asks.extend(more);
     }
@@ -404,6 +425,24 @@ impl<'a> Parts<'a> {
         }
         Some(unit::root(digests.into_iter()))
     }
+}
+
+/// Passes pieces on that lenders have or fetch. `None` when there is no lender.
+pub(super) fn through(
+    suppliers: &[Arc<dyn Supplier>],
+    file: &StoredFile,
+    wanted: &[Range<u64>],
+    each: &mut dyn FnMut(&Range<u64>, &[u8]) -> bool,
+) -> Option<Result<(), StoreError>> {
+    let lender = suppliers.iter().find(|supplier| supplier.units().is_none())?;
+    let asks = asks_within(&file.remote.path, wanted, THROUGH_BYTES_MAX);
+    let brought = lender.bring(&asks, true, &mut |brought| match brought {
+        Brought::Piece { range, digest, bytes, .. } => {
+            *blake3::hash(bytes).as_bytes() == digest && each(&range, bytes)
+        }
+        Brought::Nothing => true,
+    });
+    Some(brought.map_err(|source| StoreError::Supply { node: lender.name().to_owned(), source }))
 }
 
 /// One piece that is held already and damaged here; only the same bytes will do.

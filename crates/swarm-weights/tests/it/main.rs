@@ -4,6 +4,7 @@ mod checkpoint;
 mod fetch;
 mod gguf;
 mod gguf_model;
+mod hashed;
 mod safetensors;
 mod split;
 mod supply;

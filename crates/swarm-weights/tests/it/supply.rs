@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use swarm_testkit::hub::Trouble;
 use swarm_testkit::toy::{GgufType, Storage};
 use swarm_weights::hub::HubSettings;
 use swarm_weights::{
@@ -84,7 +85,7 @@ impl Supplier for Neighbour {
                 }
             }
             if through {
-                self.share.through(file, &absent, &mut |range, bytes| {
+                self.share.through(file, &absent, false, &mut |range, bytes| {
                     let digest = *blake3::hash(bytes).as_bytes();
                     self.give(number, range.clone(), digest, &mut bytes.to_vec(), take)
                 })?;
@@ -200,6 +201,41 @@ fn a_node_with_a_way_to_the_hub_fetches_for_one_without() {
     assert_eq!(room.hub.bytes_to("second"), 0);
     // It keeps nothing of what it fetched for another.
     assert!(source.missing_bytes(5..10) > 0);
+}
+
+#[test]
+fn what_is_fetched_on_the_way_comes_by_several_requests_at_once_and_in_order() {
+    let room = Room::safetensors(1);
+    let source = open(&room.store("first"), "org/toy", Needs::WeightsOnly);
+    let neighbour = Neighbour::of(&source, Fault::None);
+    let (_adopted, checkpoint) = adopt(&offline(&room, "second"), &source, &neighbour);
+    let under_way = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
+    let seen = under_way.clone();
+    room.hub.trouble(move |request| {
+        if request.store {
+            let now = seen.0.fetch_add(1, Ordering::SeqCst) + 1;
+            seen.1.fetch_max(now, Ordering::SeqCst);
+            std::thread::sleep(std::time::Duration::from_millis(60));
+            seen.0.fetch_sub(1, Ordering::SeqCst);
+        }
+        Trouble::None
+    });
+    fetch(&checkpoint, 3..10).unwrap();
+    assert_right(&checkpoint, room.folder.path(), 3..10);
+    let most = under_way.1.load(Ordering::SeqCst);
+    assert!(most > 2 && most <= 8, "{most} requests at a time");
+    assert_eq!(room.hub.bytes_again(), 0);
+    // Who wants no more ends all of them.
+    let file = neighbour.share.files().iter().position(|file| file.name == "model.safetensors").unwrap();
+    let pieces: Vec<Range<u64>> = (0..20).map(|piece| piece << 18..(piece + 1) << 18).collect();
+    let mut came = Vec::new();
+    let ended = neighbour.share.through(file, &pieces, false, &mut |range, bytes| {
+        assert_eq!(bytes.len() as u64, range.end - range.start);
+        came.push(range.clone());
+        came.len() < 3
+    });
+    assert!(matches!(ended, Err(StoreError::Aborted)));
+    assert_eq!(came, pieces[..3]);
 }
 
 #[test]
