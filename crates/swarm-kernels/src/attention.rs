@@ -94,7 +94,12 @@ fn attention_on<'a>(
 ) {
     match path {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a path is available only where its instructions, here AVX2, FMA and F16C, were detected.
+        // SAFETY: a path is available only where its instructions were detected.
+        KernelPath::Avx512 => unsafe {
+            attention_avx512(q, head_dim, scale, positions, page, scratch, out);
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above; here AVX2, FMA and F16C.
         path if path.has_avx2() => unsafe {
             attention_avx2(q, head_dim, scale, positions, page, scratch, out);
         },
@@ -155,9 +160,36 @@ trait Inner {
         }
     }
 
-    /// Asks for a page that will be read soon.
+    /// [`Inner::score_group`] with the keys as they are stored, `[count, head_dim]`, while the page behind them comes from
+    /// memory; `store` is for them as f32.
     #[inline(always)]
-    fn ask_for(_page: KvPage<'_>) {}
+    fn score_stored(
+        q: &[f32],
+        keys: [KvPage<'_>; 2],
+        scale: f32,
+        scores: Scores<&mut [f32]>,
+        store: &mut [f32],
+    ) {
+        Self::score_group(q, Self::wide(keys, store), scale, scores);
+    }
+
+    /// [`Inner::weigh_group`] with the values as they are stored, as [`Inner::score_stored`].
+    #[inline(always)]
+    fn weigh_stored(
+        p: Scores<&[f32]>,
+        values: [KvPage<'_>; 2],
+        tile: &mut [f32],
+        out: &mut [f32],
+        store: &mut [f32],
+    ) {
+        Self::weigh_group(p, Self::wide(values, store), tile, out);
+    }
+
+    /// A page as f32: borrowed, or widened into `store`. The second one comes next.
+    #[inline(always)]
+    fn wide<'a>([page, _]: [KvPage<'a>; 2], store: &'a mut [f32]) -> &'a [f32] {
+        wide(page, store, Self::widen)
+    }
 }
 
 /// Scores of the `count` attended positions of one tile; those of the next query of the group begin `stride` further on.
@@ -179,9 +211,11 @@ struct Avx2;
 #[cfg(target_arch = "x86_64")]
 impl Inner for Avx2 {
     #[inline(always)]
-    fn widen(from: &[u16], to: &mut [f32]) {
-        // SAFETY: this type is only used where AVX2, FMA and F16C were detected.
-        unsafe { avx2::widen(from, to) }
+    fn wide<'a>([page, next]: [KvPage<'a>; 2], store: &'a mut [f32]) -> &'a [f32] {
+        wide(page, store, |from, to| {
+            // SAFETY: this type is only used where AVX2, FMA and F16C were detected.
+            unsafe { avx2::widen(from, to, next) }
+        })
     }
 
     #[inline(always)]
@@ -195,11 +229,36 @@ impl Inner for Avx2 {
         // SAFETY: as above.
         unsafe { avx2::weigh_group(p, values, tile.len(), out) }
     }
+}
+
+/// AVX-512 F with BW and VL, AVX2, FMA and F16C; only used where they were detected.
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Inner for Avx512 {
+    #[inline(always)]
+    fn score_stored(
+        q: &[f32],
+        keys: [KvPage<'_>; 2],
+        scale: f32,
+        scores: Scores<&mut [f32]>,
+        store: &mut [f32],
+    ) {
+        // SAFETY: this type is only used where these instructions were detected.
+        unsafe { avx512::score(q, keys, scale, scores, store) }
+    }
 
     #[inline(always)]
-    fn ask_for(page: KvPage<'_>) {
+    fn weigh_stored(
+        p: Scores<&[f32]>,
+        values: [KvPage<'_>; 2],
+        tile: &mut [f32],
+        out: &mut [f32],
+        store: &mut [f32],
+    ) {
         // SAFETY: as above.
-        unsafe { avx2::ask_for(page) }
+        unsafe { avx512::weigh(p, values, tile.len(), out, store) }
     }
 }
 
@@ -239,6 +298,20 @@ fn attention_avx2<'a>(
     attention_body::<Avx2>(q, head_dim, scale, positions, page, scratch, out);
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+fn attention_avx512<'a>(
+    q: &[f32],
+    head_dim: usize,
+    scale: f32,
+    positions: Range<usize>,
+    page: &dyn Fn(usize) -> (KvPage<'a>, KvPage<'a>),
+    scratch: &mut AttentionScratch,
+    out: &mut [f32],
+) {
+    attention_body::<Avx512>(q, head_dim, scale, positions, page, scratch, out);
+}
+
 #[inline(always)]
 fn attention_body<'a, I: Inner>(
     q: &[f32],
@@ -257,13 +330,13 @@ fn attention_body<'a, I: Inner>(
     let tiles =
         || (positions.start / TILE..=(positions.end - 1) / TILE).map(|t| (t, attended(t, &positions)));
 
+    // The page behind a tile; behind the last one itself again, which is there.
+    let next = |t: usize, range: &Range<usize>| page(if range.end < positions.end { t + 1 } else { t });
     for (t, range) in tiles() {
-        let keys = rows_of(page(t).0, t, &range, head_dim, page_f32, I::widen);
-        if range.end < positions.end {
-            I::ask_for(page(t + 1).0);
-        }
+        let keys = [rows_of(page(t).0, t, &range, head_dim), next(t, &range).0];
         let scores = &mut scores[range.start - positions.start..];
-        I::score_group(q, keys, scale, Scores { values: scores, stride: count, count: range.len() });
+        let scores = Scores { values: scores, stride: count, count: range.len() };
+        I::score_stored(q, keys, scale, scores, page_f32);
     }
     let mut totals = [0.0f32; MAX_GROUP];
     assert!(group <= MAX_GROUP, "attention: {group} query heads on one kv head");
@@ -276,12 +349,10 @@ fn attention_body<'a, I: Inner>(
     }
     out.fill(0.0);
     for (t, range) in tiles() {
-        let values = rows_of(page(t).1, t, &range, head_dim, page_f32, I::widen);
-        if range.end < positions.end {
-            I::ask_for(page(t + 1).1);
-        }
+        let values = [rows_of(page(t).1, t, &range, head_dim), next(t, &range).1];
         let scores = &scores[range.start - positions.start..];
-        I::weigh_group(Scores { values: scores, stride: count, count: range.len() }, values, tile, out);
+        let scores = Scores { values: scores, stride: count, count: range.len() };
+        I::weigh_stored(scores, values, tile, out, page_f32);
     }
     for (out, total) in out.chunks_exact_mut(head_dim).zip(totals) {
         let inverse = recip(total);
@@ -298,22 +369,24 @@ fn attended(t: usize, positions: &Range<usize>) -> Range<usize> {
     positions.start.max(t * TILE)..positions.end.min((t + 1) * TILE)
 }
 
-/// Rows `range` of tile `t` as f32: borrowed, or widened into `store`.
+/// Rows `range` of tile `t`.
 #[inline(always)]
-fn rows_of<'b>(
-    page: KvPage<'b>,
-    t: usize,
-    range: &Range<usize>,
-    head_dim: usize,
-    store: &'b mut [f32],
-    widen: fn(&[u16], &mut [f32]),
-) -> &'b [f32] {
+fn rows_of<'a>(page: KvPage<'a>, t: usize, range: &Range<usize>, head_dim: usize) -> KvPage<'a> {
     let rows = (range.start - t * TILE) * head_dim..(range.end - t * TILE) * head_dim;
     match page {
-        KvPage::F32(page) => &page[rows],
-        KvPage::F16(page) => {
+        KvPage::F32(page) => KvPage::F32(&page[rows]),
+        KvPage::F16(page) => KvPage::F16(&page[rows]),
+    }
+}
+
+/// Rows as f32: borrowed, or widened into `store`.
+#[inline(always)]
+fn wide<'a>(rows: KvPage<'a>, store: &'a mut [f32], widen: impl Fn(&[u16], &mut [f32])) -> &'a [f32] {
+    match rows {
+        KvPage::F32(rows) => rows,
+        KvPage::F16(rows) => {
             let store = &mut store[..rows.len()];
-            widen(&page[rows], store);
+            widen(rows, store);
             store
         }
     }
@@ -356,6 +429,8 @@ fn largest(scores: &[f32]) -> f32 {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 /// f32 to f16 bits, to nearest, ties to even; too large becomes infinite. Lengths are equal.
 pub fn f32_to_f16(x: &[f32], out: &mut [u16]) {

@@ -352,7 +352,7 @@ impl Panel {
 /// Of each 128 bits: `a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn even_plus_odd(a: __m512, b: __m512) -> __m512 {
+pub(crate) fn even_plus_odd(a: __m512, b: __m512) -> __m512 {
     _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
 }
 

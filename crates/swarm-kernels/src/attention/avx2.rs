@@ -13,29 +13,26 @@ use half::f16;
 use super::{KvPage, Scores};
 use crate::float::dot_f32;
 
-/// f16 bits to f32, eight at a time.
+/// f16 bits to f32, eight at a time. Meanwhile as much of the page that comes next is asked for: all of it at once would make
+/// loads wait until memory has room for so many questions.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn widen(from: &[u16], to: &mut [f32]) {
+pub(super) fn widen(from: &[u16], to: &mut [f32], next: KvPage<'_>) {
+    let next = match next {
+        KvPage::F16(next) => next.as_ptr().cast::<i8>(),
+        KvPage::F32(next) => next.as_ptr().cast::<i8>(),
+    };
     let (from8, from_rest) = from.as_chunks::<8>();
     let (to8, to_rest) = to.as_chunks_mut::<8>();
-    for (to, from) in to8.iter_mut().zip(from8) {
+    for (i, (to, from)) in to8.iter_mut().zip(from8).enumerate() {
+        if i % 4 == 0 {
+            // Never faults, also beyond the end.
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(16 * i));
+        }
         // SAFETY: both are arrays of eight values; loads and stores have no alignment demand.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
     }
     for (to, from) in to_rest.iter_mut().zip(from_rest) {
         *to = f16::from_bits(*from).to_f32();
-    }
-}
-
-/// Asks for a page: 128 lines when head_dim is 64, of which the CPU finds the next ones by itself only when it has begun.
-#[target_feature(enable = "avx2")]
-pub(super) fn ask_for(page: KvPage<'_>) {
-    let (start, bytes) = match page {
-        KvPage::F16(page) => (page.as_ptr().cast::<i8>(), size_of_val(page)),
-        KvPage::F32(page) => (page.as_ptr().cast::<i8>(), size_of_val(page)),
-    };
-    for line in (0..bytes).step_by(64) {
-        _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line));
     }
 }
 
@@ -191,14 +188,15 @@ unsafe fn weigh_tile<const H: usize, const W: usize>(
     // SAFETY: inside what the caller promises.
     unsafe {
         for j in 0..count {
-            let mut row = [_mm256_setzero_ps(); W];
-            for w in 0..W {
-                row[w] = _mm256_loadu_ps(values.as_ptr().add(j * dim + 8 * w));
-            }
+            // Twelve sums, three weights and one register for the values: all there are.
+            let mut weights = [_mm256_setzero_ps(); H];
             for h in 0..H {
-                let p = _mm256_set1_ps(*p.get_unchecked(h * stride + j));
-                for w in 0..W {
-                    sums[h][w] = _mm256_fmadd_ps(p, row[w], sums[h][w]);
+                weights[h] = _mm256_set1_ps(*p.get_unchecked(h * stride + j));
+            }
+            for w in 0..W {
+                let row = _mm256_loadu_ps(values.as_ptr().add(j * dim + 8 * w));
+                for h in 0..H {
+                    sums[h][w] = _mm256_fmadd_ps(weights[h], row, sums[h][w]);
                 }
             }
         }
