@@ -205,7 +205,7 @@ impl FloatRows {
 
     /// The two halves of the chunk of `token` that begins at column `start`: equally long.
     pub fn chunk(&self, token: usize, start: usize) -> [&[Eight]; 2] {
-        debug_assert!(!self.in_triples, "float rows are in triples");
+        assert!(!self.in_triples, "float rows are in triples");
         let sixteens = CHUNK.min(self.cols - start) / 16;
         let at = self.tokens * start / 8 + token * 2 * sixteens;
         let (low, high) = self.eights[at..at + 2 * sixteens].split_at(sixteens);

@@ -100,7 +100,7 @@ impl FloatPanel {
             for n in (0..out.len()).step_by(TRIPLE) {
                 let x = x.triple(first + n, start, half);
                 for r in (0..rows.rows()).step_by(4) {
-                    ask_for_next(rows, start, TRIPLE_CHUNK, tile, 2 * tiles);
+                    ask_for_next(rows, start, tile, 2 * tiles);
                     tile += 1;
                     match out.len() - n {
                         1 => self.tile::<1>(r, x, n),
@@ -174,13 +174,13 @@ fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256;
     }
 }
 
-/// Asks for the rows that follow these in memory: part `part` of `parts` of what the panel of `columns` columns from `start`
-/// on will read of them.
+/// Asks for the rows that follow these in memory: part `part` of `parts` of what the panel of the columns from `start` on will
+/// read of them.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_for_next(rows: Stripes<'_>, start: usize, columns: usize, part: usize, parts: usize) {
+fn ask_for_next(rows: Stripes<'_>, start: usize, part: usize, parts: usize) {
     let from = rows.at(0, start / 16);
-    let panel = (rows.shape.bytes - from).min(rows.at(0, columns / 16));
+    let panel = (rows.shape.bytes - from).min(rows.at(0, TRIPLE_CHUNK / 16));
     for stripe in rows.bytes.chunks_exact(rows.shape.bytes) {
         for line in (panel * part / parts..panel * (part + 1) / parts).step_by(64) {
             // Never faults, also beyond the end of the weights.

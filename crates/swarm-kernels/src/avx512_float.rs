@@ -47,7 +47,7 @@ pub(crate) const PANEL_ROWS: usize = GROUPS * LANES;
 struct Panel {
     /// `[column / 16][pair]` of one group, a third of an L1 cache. One stream for a tile, as the activations are two.
     weights: [[Sixteen; PAIRS]; COLUMNS / 16],
-    /// `[group][token][row]`: a pair of rows is one register.
+    /// `[group][token][pair]`: a register is two rows.
     partial: [[Partial; FLOAT_TOKENS]; GROUPS],
     /// `[token][row]`: the first half's part of each tree.
     first: [[f32; PANEL_ROWS]; FLOAT_TOKENS],
@@ -56,7 +56,7 @@ struct Panel {
 /// The sums of one token.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]
-struct Partial([Eight; LANES]);
+struct Partial([Sixteen; PAIRS]);
 
 thread_local! {
     /// Each compute thread's own panel, so that a step allocates nothing.
@@ -189,7 +189,7 @@ unsafe fn few<const N: usize, const KIND: u8>(
 
 impl Panel {
     fn new() -> Box<Self> {
-        const PARTIAL: Partial = Partial([Eight([0.0; 8]); LANES]);
+        const PARTIAL: Partial = Partial([Sixteen([0.0; 16]); PAIRS]);
         Box::new(Self {
             weights: [[Sixteen([0.0; 16]); PAIRS]; COLUMNS / 16],
             partial: [[PARTIAL; FLOAT_TOKENS]; GROUPS],
@@ -269,7 +269,7 @@ impl Panel {
         let (partial, first) = (&self.partial[group][n].0, &mut self.first[n]);
         // SAFETY: each pair of rows is sixteen aligned f32; the group's places in `first` are eight.
         unsafe {
-            let rows = |pair: usize| _mm512_load_ps(partial[2 * pair].0.as_ptr());
+            let rows = |pair: usize| _mm512_load_ps(partial[pair].0.as_ptr());
             // Sums of lanes 0..4 of rows 0 2 4 6, of their lanes 4..8, then the same of rows 1 3 5 7.
             let fours = even_plus_odd(even_plus_odd(rows(0), rows(1)), even_plus_odd(rows(2), rows(3)));
             let order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
@@ -315,7 +315,7 @@ impl Panel {
             if !begins {
                 for k in 0..N {
                     for p in 0..PAIRS {
-                        acc[k][p] = _mm512_load_ps(partial[k].0[2 * p].0.as_ptr());
+                        acc[k][p] = _mm512_load_ps(partial[k].0[p].0.as_ptr());
                     }
                 }
             }
@@ -342,7 +342,7 @@ impl Panel {
             }
             for k in 0..N {
                 for p in 0..PAIRS {
-                    _mm512_store_ps(partial[k].0[2 * p].0.as_mut_ptr(), acc[k][p]);
+                    _mm512_store_ps(partial[k].0[p].0.as_mut_ptr(), acc[k][p]);
                 }
             }
         }

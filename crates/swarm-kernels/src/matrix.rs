@@ -16,7 +16,7 @@ use crate::{float, quant};
 use crate::{avx2_matmul, avx512_float, vnni};
 
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
-/// L2 cache; multiples of what a tile takes (4 quantized, 3 float).
+/// L2 cache; a multiple of the four that a tile takes.
 const QUANT_TOKENS: usize = 64;
 
 /// A weight matrix `[rows, cols]` in the layout this CPU multiplies fastest.
@@ -77,7 +77,7 @@ impl Matrix {
                 row_bytes.checked_next_multiple_of(unit)?.checked_mul(rows)
             }
             Some(format) => {
-                let shape = GroupShape::new(format, path.lanes(), cols / 32);
+                let shape = GroupShape::new(format, path.lanes(), cols / 32)?;
                 rows.div_ceil(shape.lanes).checked_mul(shape.bytes)
             }
             None => StripeShape::new(dtype, cols)?.rows(rows),
@@ -163,6 +163,8 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
     assert_eq!(x.len(), tokens * cols, "matmul: activations are not [tokens, cols]");
     for job in jobs.iter() {
         assert_eq!(job.matrix.cols, cols, "matmul: matrices of different width");
+        // What the writes of `multiply_rows` lean on: another path cuts its rows into other units.
+        assert_eq!(job.matrix.path, path, "matmul: matrices of different kernels");
         assert_eq!(job.out.len(), tokens * job.matrix.rows, "matmul: output is not [tokens, rows]");
     }
     if tokens == 0 || cols == 0 {
@@ -306,21 +308,13 @@ fn multiply_eight(
     values: &mut [[f32; LANES]],
 ) {
     match &matrix.store {
-        Store::Packed(packed) => match matrix.path {
-            #[cfg(target_arch = "aarch64")]
-            path if path != KernelPath::Scalar => {
-                let group = rows.start / LANES;
-                crate::neon::quant_group(path, matrix.dtype, packed, group, input.quantized, block, values);
-            }
-            _ => {
-                for (token, values) in block.zip(values) {
-                    for (row, value) in rows.clone().zip(values) {
-                        let codes = |b| packed.codes(row, b);
-                        *value = quant::dot_codes(packed.format.scheme, input.quantized.row(token), codes);
-                    }
-                }
-            }
-        },
+        #[cfg(target_arch = "aarch64")]
+        Store::Packed(packed) => {
+            let (path, dtype, group) = (matrix.path, matrix.dtype, rows.start / LANES);
+            crate::neon::quant_group(path, dtype, packed, group, input.quantized, block, values);
+        }
+        #[cfg(not(target_arch = "aarch64"))]
+        Store::Packed(_) => unreachable!("packed groups have kernels of their own"),
         Store::Interleaved(floats) => {
             let stripes = floats.stripes(rows.start, rows.len());
             match matrix.path {

@@ -1,6 +1,6 @@
 //! Quantized weights laid out for SIMD: rows side by side, one row per 32-bit lane.
 //!
-//! A *group* is as many rows as a vector of the path has lanes: 8, or 16 with AVX-512. It is one stream, so that memory is
+//! A *group* is 8 rows, or 16 with AVX-512. It is one stream, so that memory is
 //! read from its beginning to its end and the CPU looks ahead by itself: superblocks of 256 columns (the last one may be
 //! shorter) one after the other, each of them
 //!
@@ -28,7 +28,7 @@ use crate::block::{Codes, Format, Scheme, decode_scales};
 use crate::buffer::Buffer;
 use crate::dtype::DType;
 
-/// Rows in a group of the paths with 32-byte vectors; the others' unit is a multiple of it.
+/// Rows in a group of every path but AVX-512.
 pub(crate) const LANES: usize = 8;
 /// Rows in a group of AVX-512.
 pub(crate) const WIDE_LANES: usize = 2 * LANES;
@@ -49,10 +49,12 @@ pub(crate) struct GroupShape {
 }
 
 impl GroupShape {
-    pub fn new(format: Format, lanes: usize, blocks: usize) -> Self {
+    /// `None` when the size overflows.
+    pub fn new(format: Format, lanes: usize, blocks: usize) -> Option<Self> {
         let layout = Layout::new(format.scheme, format.bits, lanes);
-        let bytes = blocks / 8 * layout.superblock(8) + layout.superblock(blocks % 8);
-        Self { lanes, blocks, bytes: bytes.next_multiple_of(64) }
+        let whole = (blocks / 8).checked_mul(layout.superblock(8))?;
+        let bytes = whole.checked_add(layout.superblock(blocks % 8))?.checked_next_multiple_of(64)?;
+        Some(Self { lanes, blocks, bytes })
     }
 }
 
@@ -134,7 +136,7 @@ impl Packed {
         place: impl FnOnce(usize) -> Buffer,
     ) -> Option<Self> {
         let format = Format::of(dtype).expect("quantized");
-        let shape = GroupShape::new(format, lanes, cols / 32);
+        let shape = GroupShape::new(format, lanes, cols / 32)?;
         let bytes = rows.div_ceil(lanes).checked_mul(shape.bytes)?;
         Some(Self { format, shape, buffer: place(bytes) })
     }

@@ -157,7 +157,7 @@ impl KernelPath {
         if matches!(self, Self::Avx512) { WIDE_LANES } else { LANES }
     }
 
-    /// Rows that are better taken together: those of a tile of many tokens, or a group.
+    /// Rows that are better taken together: those of a tile of many tokens, or a group. A multiple of [`KernelPath::lanes`].
     pub(crate) const fn rows_at_once(self) -> usize {
         if matches!(self, Self::Avx2 | Self::Avx512) { WIDE_LANES } else { LANES }
     }

@@ -229,7 +229,7 @@ struct PlainBlock {
 
 /// What a thread needs to multiply groups by up to 64 tokens. Large: made once per thread.
 ///
-/// Unpacking planes costs about as much as multiplying them once, so with more than four tokens it is done once: the blocks
+/// Unpacking planes costs about as much as multiplying them once, so with more than [`FEW`] tokens it is done once: the blocks
 /// of one segment (one partial sum) become plain bytes and f32 scales and meet all tokens from the L1 cache. The 16 partial
 /// sums of every token wait in memory for the tree.
 pub(crate) struct DotPanel {

@@ -251,7 +251,7 @@ impl Giver<'_> {
         }
     }
 
-    /// Fetches the pieces at the beginning of `pieces` that are not here from the Hub, and passes them on. What does not
+    /// Fetches the pieces at the beginning of `pieces` that are not here, from the Hub or a lender, and passes them on. What does not
     /// come is absent. Gives what is left of `pieces`.
     fn through<'p>(&mut self, file: usize, pieces: &'p [PieceRange]) -> Result<&'p [PieceRange], LinkError> {
         let is_here = |piece: &PieceRange| {

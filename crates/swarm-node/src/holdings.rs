@@ -107,16 +107,24 @@ fn hash_rest(model: Checkpoint, mut hashed: HashedUnits, stopped: Receiver<()>) 
     if HASHING_NOW.swap(true, Ordering::SeqCst) {
         return;
     }
+    /// Lets the next one be read, also after a panic.
+    struct Done;
+    impl Drop for Done {
+        fn drop(&mut self) {
+            HASHING_NOW.store(false, Ordering::SeqCst);
+        }
+    }
+    let done = Done;
     let spawned = spawn("hash", move || {
+        let _done = done;
         let mut go_on = || {
             TRAFFIC.turn();
             !matches!(stopped.try_recv(), Err(TryRecvError::Disconnected))
         };
         hashed.hash_more(&model, &mut go_on);
-        HASHING_NOW.store(false, Ordering::SeqCst);
     });
-    if spawned.is_err() {
-        HASHING_NOW.store(false, Ordering::SeqCst);
+    if let Err(error) = spawned {
+        tracing::warn!("whole files are not hashed: {}", error.chain());
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::pairing::Addresses;
 use crate::stage_setup::known_origin;
 
 /// Dials of a lender that may fail before it is done without.
-const DIALS_FAILED_MAX: u32 = 3;
+const FAILED_MAX: u32 = 3;
 
 /// Where a model is that a coordinator was told to use.
 pub struct FoundModel {
@@ -181,8 +182,8 @@ fn several(offers: &[(String, Supply, Connection)]) -> Option<String> {
     }
     let version = |(node, supply, _): &(String, Supply, Connection)| {
         let origin = supply.origin.as_ref()?;
-        let file = origin.file.as_ref().map_or_else(String::new, |file| format!(":{file}"));
-        Some(format!("{}@{}{file} at {node}", printable(&origin.repository), origin.commit))
+        let file = origin.file.as_ref().map_or_else(String::new, |file| format!(":{}", printable(file)));
+        Some(format!("{}@{}{file} at {node}", printable(&origin.repository), printable(&origin.commit)))
     };
     let versions: Vec<String> = offers.iter().filter_map(version).collect();
     Some(format!("nodes have several versions; name one of {}", versions.join(", ")))
@@ -208,10 +209,8 @@ fn adopt(
         addresses: vec![peer.address],
         node: peer.node,
         model: pinned.to_string(),
-        link: Mutex::new(Dialled {
-            supplier: Some((LinkSupplier::new(node.to_owned(), supply, link), Instant::now())),
-            failed: 0,
-        }),
+        link: Mutex::new(Some((LinkSupplier::new(node.to_owned(), supply, link), Instant::now()))),
+        failed: AtomicU32::new(0),
     });
     let failed = |source| NodeError::Fetch { layers: 0..0, source: Box::new(source) };
     let store = Store::of_user();
@@ -237,14 +236,10 @@ struct LendingNode {
     node: swarm_link::NodeId,
     /// To the commit.
     model: String,
-    link: Mutex<Dialled>,
-}
-
-struct Dialled {
     /// With the time of its last use: the other end closes a link that is not used.
-    supplier: Option<(LinkSupplier, Instant)>,
-    /// Dials in a row.
-    failed: u32,
+    link: Mutex<Option<(LinkSupplier, Instant)>>,
+    /// Failures in a row, of dials and of what was asked for.
+    failed: AtomicU32,
 }
 
 impl LendingNode {
@@ -257,14 +252,8 @@ impl LendingNode {
         let (supply, link) = offer(link, &self.model)?;
         Ok(LinkSupplier::new(self.name.clone(), &supply, link))
     }
-}
 
-impl Supplier for LendingNode {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn bring(
+    fn bring_once(
         &self,
         asks: &[SupplyAsk],
         through: bool,
@@ -279,19 +268,39 @@ impl Supplier for LendingNode {
                 return another.bring(asks, through, take);
             }
         };
-        let open = dialled.supplier.take();
         let fresh = |(supplier, used): &(LinkSupplier, Instant)| {
             supplier.is_open() && used.elapsed() < SUPPLY_ASK / 2
         };
-        let supplier = match open.filter(fresh) {
+        let supplier = match dialled.take().filter(fresh) {
             Some((supplier, _)) => supplier,
-            None if dialled.failed >= DIALS_FAILED_MAX => return Err("it is gone".into()),
-            None => self.dial().inspect_err(|_| dialled.failed += 1).map_err(|error| error.chain())?,
+            None => self.dial().map_err(|error| error.chain())?,
         };
-        dialled.failed = 0;
         supplier.bring(asks, through, take)?;
-        dialled.supplier = Some((supplier, Instant::now()));
+        *dialled = Some((supplier, Instant::now()));
         Ok(())
+    }
+}
+
+impl Supplier for LendingNode {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn bring(
+        &self,
+        asks: &[SupplyAsk],
+        through: bool,
+        take: &mut Take<'_>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.failed.load(Ordering::Relaxed) >= FAILED_MAX {
+            return Err("it is gone".into());
+        }
+        let brought = self.bring_once(asks, through, take);
+        match &brought {
+            Ok(()) => self.failed.store(0, Ordering::Relaxed),
+            Err(_) => _ = self.failed.fetch_add(1, Ordering::Relaxed),
+        }
+        brought
     }
 }
 

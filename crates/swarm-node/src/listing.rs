@@ -108,7 +108,11 @@ fn models(own: Option<&PathBuf>, from: [u8; 32]) -> (Vec<ListedModel>, u32) {
             unread = unread.saturating_add(1);
             return;
         }
-        for model in opened().iter().filter_map(entry) {
+        for model in opened() {
+            let Some(model) = entry(&model) else {
+                unread = unread.saturating_add(1);
+                continue;
+            };
             // A whole file of the Hugging Face cache may be linked to from the store.
             let id = |model: &ListedModel| (model.name.clone(), model.commit.clone(), model.file.clone());
             if model.commit.is_none() || !listed.iter().any(|known| id(known) == id(&model)) {

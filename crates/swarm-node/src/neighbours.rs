@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use swarm_link::{
     Connection, Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, LinkSettings, PeerInfo,
     Remembered, Scope, dial, shows_code,
@@ -238,7 +238,8 @@ fn approach(addresses: &[SocketAddr], identity: &Identity) -> Result<Connection,
     }
 }
 
-/// Sends the first message of a connection and waits for its answer, `within` at most. A refusal is an error.
+/// Sends the first message of a connection and waits for its answer, `within` at most, however slowly it comes. A refusal is
+/// an error.
 pub(crate) fn first_answer(
     link: &mut Connection,
     question: &Control,
@@ -251,7 +252,15 @@ pub(crate) fn first_answer(
     link.sender.send(&[&message])?;
     link.receiver.set_message_bytes_max(CONTROL_BYTES_MAX);
     link.receiver.set_idle_timeout(Some(within))?;
+    // That begins anew with each byte, so another thread looks at the whole.
+    let ((here, gone), closer) = (bounded::<()>(0), link.closer.clone());
+    spawn("answer", move || {
+        if gone.recv_timeout(within) == Err(RecvTimeoutError::Timeout) {
+            closer.close();
+        }
+    })?;
     link.receiver.receive(&mut message)?;
+    drop(here);
     match Control::decode(&message).map_err(|error| bad(chain(&error), CloseCode::Malformed))? {
         Control::Refused(refused) => {
             let reason = printable(&refused.reason);

@@ -219,7 +219,7 @@ impl Receipts {
         match Receipt::decode(bytes).map_err(|error| format!("sent no receipt: {error}"))? {
             Receipt::Closing(closing) => Err(format!("closed the link: {}", closing.code)),
             Receipt::Ack(Ack { epoch, .. }) | Receipt::Echo(Echo { epoch, .. }) if epoch != self.epoch => {
-                Err(format!("acknowledged a batch of {epoch}, but the ring is at {}", self.epoch))
+                Err(format!("answered for a batch of {epoch}, but the ring is at {}", self.epoch))
             }
             Receipt::Ack(ack) => self.due.acknowledge(ack.lap),
             Receipt::Echo(echo) => self.due.echoed(echo.lap, now_us()),
@@ -246,6 +246,7 @@ mod tests {
         assert!(due.acknowledge(5).is_ok());
         assert!(due.acknowledge(6).is_err());
     }
+
     #[test]
     fn an_echo_before_the_receipt_is_a_loss_and_behind_it_is_none() {
         let due = Due::default();

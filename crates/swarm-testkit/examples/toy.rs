@@ -1,5 +1,5 @@
 //! Writes a toy model to a path, for a look with other tools:
-//! `cargo run -p swarm-testkit --example toy -- llama q4_k /tmp/llama.gguf`
+//! `cargo run -p swarm-testkit --example toy -- llama q4_k llama.gguf`
 //! (types: hf-f32, hf-f16, hf-bf16, hf-f32-sharded, a GGUF tensor type, or the mixture q4_k_m). Further arguments
 //! change the shape: `hidden_size=2048 layers=4`. The spec `tinyllama` has the shape of TinyLlama-1.1B already, for
 //! benchmarks; make it with `--release`.

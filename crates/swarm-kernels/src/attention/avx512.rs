@@ -1,6 +1,6 @@
 //! The inner loops of attention for AVX-512.
 //!
-//! Keys and values are widened as they are read, once for up to eight queries of a group. Sixteen registers are the sums of a
+//! Keys and values are widened as they are read: keys for up to four queries of a group, values for up to eight. Sixteen registers are the sums of a
 //! tile: of `H` queries by `16 / H` keys, each register the 16 partial sums of a dot; or of `H` queries by `16 / H` times
 //! 16 dimensions of a value, 4 at most.
 
@@ -270,8 +270,8 @@ unsafe fn weigh_tile<const H: usize, const W: usize, const HALF: bool>(
     // SAFETY: inside what the caller promises.
     unsafe {
         for j in 0..count {
-            let bytes = 16 * W * if HALF { 2 } else { 4 };
-            ask_ahead(next, j * dim * if HALF { 2 } else { 4 } + d / 16 / W * bytes, bytes);
+            let size = if HALF { 2 } else { 4 };
+            ask_ahead(next, (j * dim + d) * size, 16 * W * size);
             let mut row = [_mm512_setzero_ps(); W];
             for w in 0..W {
                 row[w] = values.load::<HALF>(j * dim + d + 16 * w);

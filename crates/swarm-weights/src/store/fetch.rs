@@ -1,6 +1,7 @@
 //! Fetching: several requests at once, each piece kept as soon as it is whole.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, PoisonError};
@@ -171,18 +172,24 @@ fn from_hub_through(
         std::thread::scope(|scope| {
             let start = |run: &'_ Job| {
                 let ((sink, came), run, stop) = (channel(), run.clone(), &stop);
-                scope.spawn(move || {
+                let work = move || {
                     let outcome = run_through(file, &run, stop, &sink);
                     // The other end has gone when it wants no more.
                     outcome.err().map(|error| sink.send(Err(error)))
-                });
-                came
+                };
+                // Another node's question is no reason to panic when the system has no thread left.
+                let spawned =
+                    std::thread::Builder::new().name("through".to_owned()).spawn_scoped(scope, work);
+                spawned.map(|_| came)
             };
             // Collected, so that all are under way before the first is waited for.
-            let parts: Vec<_> = wave.iter().map(start).collect();
-            let passed = parts.into_iter().flatten().try_for_each(|piece| {
-                let (range, bytes) = piece?;
-                if each(&range, &bytes) { Ok(()) } else { Err(StoreError::Aborted) }
+            let parts: Result<Vec<_>, std::io::Error> = wave.iter().map(start).collect();
+            let no_thread = |error| StoreError::io("begin to fetch", Path::new(&file.remote.path), 0, error);
+            let passed = parts.map_err(no_thread).and_then(|parts| {
+                parts.into_iter().flatten().try_for_each(|piece| {
+                    let (range, bytes) = piece?;
+                    if each(&range, &bytes) { Ok(()) } else { Err(StoreError::Aborted) }
+                })
             });
             passed.inspect_err(|_| stop.store(true, Ordering::Relaxed))
         })?;
