@@ -1,7 +1,7 @@
 //! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (128 tokens) in GOP/s.
 //!
 //! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes] [formats]`; medians of 9, beside the memory's
-//! own read bandwidth in the same run. With 128 MB (the default) memory is the limit, with 0.5 MB arithmetic is.
+//! own read bandwidth in the same run. With several times the last cache (480 MB, the default) memory is the limit, with 0.5 MB arithmetic is.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ fn median(mut run: impl FnMut() -> f64) -> f64 {
 fn main() {
     let argument = |i: usize| std::env::args().nth(i).and_then(|text| text.parse::<f64>().ok());
     let threads = argument(1).unwrap_or(1.0) as usize;
-    let weights = (argument(2).unwrap_or(128.0) * 1e6) as usize;
+    let weights = (argument(2).unwrap_or(480.0) * 1e6) as usize;
     let pool = Pool::new(threads);
     let probe = ReadProbe::new(32 << 20);
     let limit = median(|| {
