@@ -46,6 +46,7 @@ pub(crate) struct Stripes<'a> {
     pub shape: StripeShape,
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Stripes<'_> {
     pub fn rows(self) -> usize {
         self.bytes.len() / self.shape.bytes.max(1) * STRIPE

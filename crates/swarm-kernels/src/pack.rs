@@ -107,6 +107,7 @@ impl Layout {
 
     /// What to ask memory for while block `block` is computed: as many cache lines as a block has, from this many bytes after
     /// the group's beginning on. Groups follow each other, so it may lie in the next one.
+    #[cfg(any(test, target_arch = "x86_64"))]
     #[inline(always)]
     pub const fn ahead(self, block: usize, distance: usize) -> (usize, usize) {
         let bytes = self.superblock(8) / 8;

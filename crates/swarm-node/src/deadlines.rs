@@ -48,7 +48,7 @@ deadlines! {
     WELCOME = 4_000;
     /// Another worker, after the last that was required; then the search ends.
     SETTLE = 1_200;
-    /// Between two looks for a worker that was lost.
+    /// Between two looks for a worker that was lost, and where one was once.
     LOOK_AGAIN = 1_000;
     /// What the workers measure before layers are placed; who does not answer is placed by what its hello says.
     MEASURING = 15_000;

@@ -10,7 +10,7 @@ use swarm_link::{Discovery, DiscoveryEvent, Identity, InstanceId, LinkError, Pee
 use swarm_wire::{Hello, Role};
 
 use crate::control::ControlReceiver;
-use crate::deadlines::SETTLE;
+use crate::deadlines::{LOOK_AGAIN, SETTLE};
 use crate::error::{NodeError, chain};
 use crate::room::{Circle, Member, follow, greet, sort};
 use crate::worker::spawn;
@@ -128,13 +128,13 @@ impl<'a> Search<'a> {
         let mut remembered = state_dir.map(Remembered::load);
         if let (true, Some(remembered)) = (self.search.discover, &remembered) {
             self.remembered = remembered.addresses();
-            self.remembered.clone().into_iter().for_each(|address| self.try_peer(vec![address].into()));
+            self.try_remembered();
         }
         let silent = crossbeam_channel::never();
         let sightings = discovery.as_ref().map_or(&silent, Discovery::events);
         let answers = self.candidates.1.clone();
         let mut members: Vec<Member> = Vec::new();
-        let mut until = deadline;
+        let (mut until, mut again) = (deadline, Instant::now() + LOOK_AGAIN);
         while members.len() < self.search.at_most && Instant::now() < until {
             // Without discovery there is nobody to wait for but those already dialled.
             if discovery.is_none() && self.pending == 0 {
@@ -170,11 +170,20 @@ impl<'a> Search<'a> {
                         }
                     }
                 },
-                default(until.saturating_duration_since(Instant::now())) => {}
+                default(until.min(again).saturating_duration_since(Instant::now())) => {}
+            }
+            if Instant::now() >= again {
+                again = Instant::now() + LOOK_AGAIN;
+                self.try_remembered();
             }
         }
         sort(&mut members);
         members
+    }
+
+    /// Where nobody was a moment ago, a laptop may have been opened since, and no announcement may ever come.
+    fn try_remembered(&mut self) {
+        self.remembered.clone().into_iter().for_each(|address| self.try_peer(vec![address].into()));
     }
 
     /// Dials and greets on a thread of its own, once per address list.
@@ -304,6 +313,19 @@ mod tests {
                 assert_eq!((search.tried.len(), search.pending), (1, 1));
                 next_miss(&mut search);
                 search.pending -= 1;
+            }
+        });
+    }
+
+    #[test]
+    fn where_nobody_was_is_tried_again_if_somebody_was_there_once() {
+        searching(|mut search, nobody| {
+            search.remembered = vec![nobody];
+            for _ in 0..2 {
+                search.try_remembered();
+                search.try_remembered();
+                assert_eq!(search.tried.len(), 1);
+                next_miss(&mut search);
             }
         });
     }
