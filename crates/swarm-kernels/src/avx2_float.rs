@@ -20,15 +20,12 @@ use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
 use crate::pack::LANES;
 
-/// Columns of a panel; a part of [`TRIPLE_CHUNK`].
-const COLUMNS: usize = 1024;
-
 /// A group of 8 float rows times up to [`FLOAT_TOKENS`] tokens. Large: made once per thread.
 #[repr(C, align(64))]
 pub(crate) struct FloatPanel {
     /// One half of some columns, `[row / 4][column / 16][row % 4]`: an L1 cache. One stream for a tile of four rows; rows
     /// apart, a power of two from each other, would be in each other's way there.
-    weights: [[[Eight; 4]; COLUMNS / 16]; LANES / 4],
+    weights: [[[Eight; 4]; TRIPLE_CHUNK / 16]; LANES / 4],
     /// `[token][row]`, of the same half.
     partial: [[Eight; LANES]; FLOAT_TOKENS],
 }
@@ -37,7 +34,7 @@ impl FloatPanel {
     pub fn new() -> Box<Self> {
         const ZERO: Eight = Eight([0.0; 8]);
         Box::new(Self {
-            weights: [[[ZERO; 4]; COLUMNS / 16]; LANES / 4],
+            weights: [[[ZERO; 4]; TRIPLE_CHUNK / 16]; LANES / 4],
             partial: [[ZERO; LANES]; FLOAT_TOKENS],
         })
     }
@@ -84,8 +81,8 @@ impl FloatPanel {
         out: &mut [[f32; LANES]],
     ) {
         self.partial[..out.len()].fill([Eight([0.0; 8]); LANES]);
-        for start in (0..x.cols()).step_by(COLUMNS) {
-            let len = COLUMNS.min(x.cols() - start) / 16;
+        for start in (0..x.cols()).step_by(TRIPLE_CHUNK) {
+            let len = (x.cols() - start) / 16;
             for (weights, bytes) in self.weights.iter_mut().zip(rows.bytes.chunks_exact(rows.shape.bytes)) {
                 let stripe = Stripes { bytes, ..rows };
                 for (i, to) in weights.iter_mut().take(len).enumerate() {
@@ -101,8 +98,7 @@ impl FloatPanel {
             let tiles = out.len().div_ceil(TRIPLE) * rows.rows() / 4;
             let mut tile = half * tiles;
             for n in (0..out.len()).step_by(TRIPLE) {
-                let chunk = x.triple(first + n, start / TRIPLE_CHUNK * TRIPLE_CHUNK, half);
-                let x = &chunk[start % TRIPLE_CHUNK / 16..][..len];
+                let x = x.triple(first + n, start, half);
                 for r in (0..rows.rows()).step_by(4) {
                     ask_for_next(rows, start, tile, 2 * tiles);
                     tile += 1;
@@ -184,7 +180,7 @@ fn step<const N: usize>(w: &[Eight; 4], x: &[Eight; TRIPLE], acc: &mut [[__m256;
 #[target_feature(enable = "avx2")]
 fn ask_for_next(rows: Stripes<'_>, start: usize, part: usize, parts: usize) {
     let from = rows.at(0, start / 16);
-    let panel = (rows.shape.bytes - from).min(rows.at(0, COLUMNS / 16));
+    let panel = (rows.shape.bytes - from).min(rows.at(0, TRIPLE_CHUNK / 16));
     for stripe in rows.bytes.chunks_exact(rows.shape.bytes) {
         for line in (panel * part / parts..panel * (part + 1) / parts).step_by(64) {
             // Never faults, also beyond the end of the weights.

@@ -345,29 +345,23 @@ fn scales<const L: usize>(x: &Lanes<L>, levels: f32) -> [f32; L] {
         }
     }
     let (mut best, mut scale) = ([0.0; L], [0.0; L]);
-    const { assert!(TRIED.len().is_multiple_of(2)) };
-    // Two ways at a time: the sums of one would wait for each other.
-    for tried in TRIED.as_chunks::<2>().0 {
-        let to_levels = tried.map(|tried| -(levels + tried));
-        let (mut xq, mut qq) = ([[0.0; L]; 2], [[0.0; L]; 2]);
+    for tried in TRIED {
+        let to_levels = -(levels + tried);
+        let (mut xq, mut qq) = ([0.0; L], [0.0; L]);
         for y in &y {
-            for way in 0..2 {
-                for l in 0..L {
-                    let q = nearest(y[l] * to_levels[way], -levels, levels - 1.0);
-                    xq[way][l] += y[l] * q;
-                    qq[way][l] += q * q;
-                }
+            for l in 0..L {
+                let q = nearest(y[l] * to_levels, -levels, levels - 1.0);
+                xq[l] += y[l] * q;
+                qq[l] += q * q;
             }
         }
-        for (xq, qq) in xq.iter().zip(&qq) {
-            for l in 0..L {
-                let fit = xq[l] / qq[l];
-                let gain = fit * xq[l];
-                // Not so for a block of zeros, where both are NaN.
-                let better = gain > best[l];
-                best[l] = if better { gain } else { best[l] };
-                scale[l] = if better { fit } else { scale[l] };
-            }
+        for l in 0..L {
+            let fit = xq[l] / qq[l];
+            let gain = fit * xq[l];
+            // Not so for a block of zeros, where both are NaN.
+            let better = gain > best[l];
+            best[l] = if better { gain } else { best[l] };
+            scale[l] = if better { fit } else { scale[l] };
         }
     }
     for l in 0..L {
