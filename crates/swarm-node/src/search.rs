@@ -114,17 +114,7 @@ impl<'a> Search<'a> {
         for addresses in self.search.peers.clone() {
             self.try_peer(addresses.into());
         }
-        let discovery = self.search.discover.then(|| {
-            let scope = Scope { interfaces: self.search.interfaces.clone(), address: None };
-            Discovery::start_in(self.identity.instance(), scope)
-        });
-        let discovery = match discovery {
-            Some(Err(error)) => {
-                (self.tell)(SearchEvent::DiscoveryUnavailable { why: chain(&error) });
-                None
-            }
-            other => other.and_then(Result::ok),
-        };
+        let discovery = if self.search.discover { self.discovery() } else { None };
         let mut remembered = state_dir.map(Remembered::load);
         if let (true, Some(remembered)) = (self.search.discover, &remembered) {
             self.remembered = remembered.addresses();
@@ -179,6 +169,13 @@ impl<'a> Search<'a> {
         }
         sort(&mut members);
         members
+    }
+
+    /// mDNS, where it works.
+    fn discovery(&self) -> Option<Discovery> {
+        let scope = Scope { interfaces: self.search.interfaces.clone(), address: None };
+        let started = Discovery::start_in(self.identity.instance(), scope);
+        started.inspect_err(|error| (self.tell)(SearchEvent::DiscoveryUnavailable { why: chain(error) })).ok()
     }
 
     /// Where nobody was a moment ago, a laptop may have been opened since, and no announcement may ever come.
