@@ -97,8 +97,8 @@ fn run_json_keeps_its_contract() {
         assert!(hop["bytes_per_token"].as_f64().unwrap() > 32.0);
         assert!(hop["ms_p50"].as_f64().unwrap() <= hop["ms_p99"].as_f64().unwrap());
     }
-    // A frame of some hundred bytes is not here before its first byte.
-    assert!(parts.iter().all(|node| ms(&node["receive_ms"]) > 0.0), "{waterfall}");
+    // Whole microseconds: the rest of a frame of some hundred bytes may come within one.
+    assert!(parts.iter().all(|node| ms(&node["receive_ms"]) >= 0.0), "{waterfall}");
     // A row of 64 numbers, and heads and times around it.
     assert!(hops[0]["bytes_per_token"].as_f64().unwrap() > 256.0);
 }
