@@ -55,6 +55,12 @@ impl Bench {
         self.start(args).finish(SOON).unwrap()
     }
 
+    /// Takes the other computer's swarm secret for its own.
+    pub fn joins(&self, other: &Self) {
+        let secret = other.run(&["secret", "export"]).stdout;
+        assert!(self.run(&["secret", "import", secret.trim()]).status.success());
+    }
+
     /// The JSON object that a command prints, which must be all of its standard output.
     pub fn json(&self, args: &[&str]) -> Value {
         let finished = self.run(args);

@@ -13,8 +13,7 @@ fn two_computers_find_each_other_and_answer_as_one() {
     let (here, there) = (Bench::new(), Bench::new());
     let toy = here.toy();
     let model = toy.to_str().unwrap();
-    let secret = there.run(&["secret", "export"]).stdout;
-    assert!(here.run(&["secret", "import", secret.trim()]).status.success());
+    here.joins(&there);
     let offer = there.command(&["worker", "--json", "--name", "kitchen", "--model", model]);
     let mut worker = Proc::spawn(&mut lab.run_in(1, &offer)).unwrap();
     worker.expect(SOON, "\"waiting\"").unwrap();
@@ -60,8 +59,7 @@ fn nothing_listens_but_the_port_for_links_and_mdns() {
     let (here, there) = (Bench::new(), Bench::new());
     let toy = here.toy();
     let model = toy.to_str().unwrap();
-    let secret = there.run(&["secret", "export"]).stdout;
-    assert!(here.run(&["secret", "import", secret.trim()]).status.success());
+    here.joins(&there);
     let start = |node, bench: &Bench, args: &[&str]| {
         Proc::spawn(&mut lab.run_in(node, &bench.command(args))).unwrap()
     };

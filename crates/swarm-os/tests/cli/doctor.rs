@@ -37,11 +37,6 @@ fn worker(lab: &NetLab, node: usize, bench: &Bench, model: &str) -> Proc {
     Proc::spawn(&mut lab.run_in(node, &offer)).unwrap()
 }
 
-fn two_of_one_swarm(here: &Bench, there: &Bench) {
-    let secret = there.run(&["secret", "export"]).stdout;
-    assert!(here.run(&["secret", "import", secret.trim()]).status.success());
-}
-
 #[test]
 fn doctor_measures_a_good_network_and_sees_an_unpaired_worker() {
     let Some(lab) = NetLab::open(2).unwrap() else { return };
@@ -57,7 +52,7 @@ fn doctor_measures_a_good_network_and_sees_an_unpaired_worker() {
     assert_eq!(strange["broken"], false);
     next(&strange, "type the code");
     drop(serving);
-    two_of_one_swarm(&here, &there);
+    here.joins(&there);
     let mut serving = worker(&lab, 1, &there, toy.to_str().unwrap());
     serving.expect(SOON, "\"waiting\"").unwrap();
     let good = look(&lab, 0, &here, &[]);
@@ -98,7 +93,7 @@ fn doctor_tells_multicast_that_is_blocked_here_from_a_network_that_carries_none(
     let Some(lab) = NetLab::open(2).unwrap() else { return };
     let (here, there) = (Bench::new(), Bench::new());
     let toy = here.toy();
-    two_of_one_swarm(&here, &there);
+    here.joins(&there);
     lab.set_multicast(false).unwrap();
     let mut serving = worker(&lab, 1, &there, toy.to_str().unwrap());
     serving.expect(SOON, "\"waiting\"").unwrap();
@@ -125,7 +120,7 @@ fn doctor_knows_an_access_point_that_keeps_its_clients_apart() {
     let Some(lab) = NetLab::open(2).unwrap() else { return };
     let (here, there) = (Bench::new(), Bench::new());
     let toy = here.toy();
-    two_of_one_swarm(&here, &there);
+    here.joins(&there);
     lab.isolate_clients().unwrap();
     let mut serving = worker(&lab, 1, &there, toy.to_str().unwrap());
     serving.expect(SOON, "\"waiting\"").unwrap();
