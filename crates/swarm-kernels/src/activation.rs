@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::KernelPath;
+use crate::pool::{Pool, SharedRows};
 use crate::quant::segment;
 
 /// Tokens side by side in a [`QuantBlock`].
@@ -126,17 +127,14 @@ fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
     }
 }
 
-/// Tokens that float weights meet at once: a multiple of [`TRIPLE`], and no fewer than a prompt chunk has.
-pub(crate) const FLOAT_TOKENS: usize = 129;
+/// Tokens that float weights meet at once: a multiple of twice [`SIX`], and no fewer than a prompt chunk has.
+pub(crate) const FLOAT_TOKENS: usize = 264;
 
 /// Columns of float activations that lie together in a token's row.
 pub(crate) const CHUNK: usize = 512;
 
-/// Tokens whose columns alternate in triples.
-pub(crate) const TRIPLE: usize = 3;
-
-/// Columns of a triple that lie together.
-pub(crate) const TRIPLE_CHUNK: usize = 2048;
+/// Tokens side by side where there are many.
+pub(crate) const SIX: usize = 6;
 
 /// Eight columns of one row. Aligned, so that no vector load straddles two cache lines.
 #[repr(C, align(32))]
@@ -145,57 +143,84 @@ pub(crate) struct Eight(pub [f32; 8]);
 
 /// f32 rows padded with zeros to a whole number of 16 columns, in one of two layouts.
 ///
-/// A token's columns apart: `[chunks of 512 columns, tokens, halves, 256 columns]`. Three tokens' together:
-/// `[chunks of 2,048 columns, tokens / 3, halves, 128, 3 tokens, 8 columns]`, one stream through memory for a tile of three
-/// tokens. Half 0 has the columns of partial sums 0 to 7, half 1 the others: a tile works on one half at a time.
+/// A token's columns apart: `[chunks of 512 columns, tokens, halves, 256 columns]`. Half 0 has the columns of partial sums 0 to 7,
+/// half 1 the others. By columns, for many tokens: `[16 partial sums, tokens / 6, columns / 16, 6 tokens]`, one stream through
+/// memory for all tokens that meet a partial sum's weights.
 #[derive(Default)]
 pub(crate) struct FloatRows {
     eights: Vec<Eight>,
     tokens: usize,
     /// Columns, padded.
     cols: usize,
-    in_triples: bool,
+    by_columns: bool,
 }
 
 impl FloatRows {
     /// Copies `x`, `[tokens, cols]`.
-    pub fn fill(&mut self, x: &[f32], cols: usize, in_triples: bool) {
-        (self.tokens, self.cols, self.in_triples) = (x.len() / cols, cols.next_multiple_of(16), in_triples);
-        let (side, chunk) = if in_triples { (TRIPLE, TRIPLE_CHUNK) } else { (1, CHUNK) };
-        let sides = self.tokens.div_ceil(side);
-        self.eights.resize(sides * side * self.cols / 8, Eight([0.0; 8]));
+    pub fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize, by_columns: bool) {
+        (self.tokens, self.cols, self.by_columns) = (x.len() / cols, cols.next_multiple_of(16), by_columns);
+        let tokens = if by_columns { self.tokens.next_multiple_of(SIX) } else { self.tokens };
+        self.eights.resize(tokens * self.cols / 8, Eight([0.0; 8]));
+        if by_columns {
+            self.fill_by_columns(pool, x, cols);
+        } else {
+            self.fill_by_tokens(x, cols);
+        }
+    }
+
+    fn fill_by_tokens(&mut self, x: &[f32], cols: usize) {
         let mut rest = &mut self.eights[..];
-        for start in (0..cols).step_by(chunk) {
-            let sixteens = chunk.min(cols - start).div_ceil(16);
-            for tokens in x.chunks(side * cols) {
-                let (halves, after) = rest.split_at_mut(2 * sixteens * side);
+        for start in (0..cols).step_by(CHUNK) {
+            let sixteens = CHUNK.min(cols - start).div_ceil(16);
+            for row in x.chunks_exact(cols) {
+                let (halves, after) = rest.split_at_mut(2 * sixteens);
                 rest = after;
-                let (low, high) = halves.split_at_mut(sixteens * side);
-                for (lane, row) in tokens.chunks_exact(cols).enumerate() {
-                    let values = row[start..cols.min(start + chunk)].chunks(16);
-                    let places = low.chunks_exact_mut(side).zip(high.chunks_exact_mut(side));
-                    for (values, (low, high)) in values.zip(places) {
-                        let mut padded = [0.0; 16];
-                        padded[..values.len()].copy_from_slice(values);
-                        low[lane].0.copy_from_slice(&padded[..8]);
-                        high[lane].0.copy_from_slice(&padded[8..]);
-                    }
+                let (low, high) = halves.split_at_mut(sixteens);
+                let values = row[start..cols.min(start + CHUNK)].chunks(16);
+                for (values, (low, high)) in values.zip(low.iter_mut().zip(high)) {
+                    let mut padded = [0.0; 16];
+                    padded[..values.len()].copy_from_slice(values);
+                    low.0.copy_from_slice(&padded[..8]);
+                    high.0.copy_from_slice(&padded[8..]);
                 }
             }
         }
     }
 
-    /// One half of [`TRIPLE`] tokens from `token` on, a multiple of three, of the chunk that begins at column `start`:
-    /// `[columns / 16, 3 tokens]`. A token that is not there is an old one, or zeros.
-    pub fn triple(&self, token: usize, start: usize, half: usize) -> &[[Eight; TRIPLE]] {
-        assert!(self.in_triples && token.is_multiple_of(TRIPLE), "float rows are not in triples");
-        let sixteens = TRIPLE_CHUNK.min(self.cols - start) / 16;
-        let at = self.tokens.next_multiple_of(TRIPLE) * start / 8 + (token * 2 + half * TRIPLE) * sixteens;
-        self.eights[at..at + TRIPLE * sixteens].as_chunks().0
+    /// A task is six tokens: for a prompt this is a part of the work that one thread alone would let the others wait for.
+    fn fill_by_columns(&mut self, pool: &Pool, x: &[f32], cols: usize) {
+        let (sixteens, sixes) = (self.cols / 16, self.tokens.div_ceil(SIX));
+        let out = SharedRows::new(bytemuck::cast_slice_mut(&mut self.eights));
+        pool.run(sixes, |six| {
+            let tokens = &x[six * SIX * cols..];
+            let rows: [&[f32]; SIX] =
+                std::array::from_fn(|n| tokens.get(n * cols..(n + 1) * cols).unwrap_or(&[]));
+            for i in 0..sixteens {
+                let mut turned = [[0.0f32; SIX]; 16];
+                for (n, row) in rows.iter().enumerate() {
+                    for (turned, value) in turned.iter_mut().zip(row.iter().skip(16 * i)) {
+                        turned[n] = *value;
+                    }
+                }
+                for (j, values) in turned.iter().enumerate() {
+                    // SAFETY: `out` is borrowed until all tasks are done, and these six tokens are this task's alone.
+                    unsafe { out.write(((j * sixes + six) * sixteens + i) * SIX, values) };
+                }
+            }
+        });
     }
 
-    pub fn in_triples(&self) -> bool {
-        self.in_triples
+    /// Six tokens, the `six`th such, of every 16th column from `j` on: `[column / 16, token]`, of the sixteens asked for. A
+    /// token that is not there is zeros.
+    pub fn columns(&self, j: usize, six: usize, sixteens: Range<usize>) -> &[[f32; SIX]] {
+        assert!(self.by_columns, "float rows are not by columns");
+        let at = (j * self.tokens.div_ceil(SIX) + six) * (self.cols / 16);
+        let values: &[f32] = bytemuck::cast_slice(&self.eights);
+        &values.as_chunks().0[at + sixteens.start..at + sixteens.end]
+    }
+
+    pub fn by_columns(&self) -> bool {
+        self.by_columns
     }
 
     /// Columns, padded to a multiple of 16.
@@ -205,7 +230,7 @@ impl FloatRows {
 
     /// The two halves of the chunk of `token` that begins at column `start`: equally long.
     pub fn chunk(&self, token: usize, start: usize) -> [&[Eight]; 2] {
-        assert!(!self.in_triples, "float rows are in triples");
+        assert!(!self.by_columns, "float rows are by columns");
         let sixteens = CHUNK.min(self.cols - start) / 16;
         let at = self.tokens * start / 8 + token * 2 * sixteens;
         let (low, high) = self.eights[at..at + 2 * sixteens].split_at(sixteens);

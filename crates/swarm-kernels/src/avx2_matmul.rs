@@ -5,18 +5,17 @@ use std::ops::Range;
 
 use crate::activation::{FloatRows, QuantRows, SIDE};
 use crate::avx2::quant_tile;
-use crate::avx2_float::{FloatPanel, float_tile};
+use crate::avx2_float::float_tile;
 use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
 use crate::pack::{LANES, Packed};
 
-/// From this many tokens on, widening a panel of float weights once pays: then float activations are in triples.
+/// From this many tokens on, widening a panel of float weights once pays: then float activations are by columns.
 pub(crate) const PANEL_TOKENS: usize = 12;
 
 thread_local! {
-    /// Each compute thread's own panels, so that a step allocates nothing.
-    static FLOAT_PANEL: RefCell<Box<FloatPanel>> = RefCell::new(FloatPanel::new());
+    /// Each compute thread's own panel, so that a step allocates nothing.
     static QUANT_PANEL: RefCell<QuantPanel> = RefCell::new(QuantPanel::new());
 }
 
@@ -72,7 +71,7 @@ pub(crate) unsafe fn quant_groups(
     }
 }
 
-/// Up to eight float rows times the tokens of `block`; `values[n][r]`.
+/// Up to eight float rows times the few tokens of `block`, which are not by columns; `values[n][r]`.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
@@ -101,13 +100,6 @@ pub(crate) unsafe fn float_group(
         for (values, out) in values.iter_mut().zip(&out) {
             values[place..place + R].copy_from_slice(out);
         }
-    }
-    if x.in_triples() {
-        FLOAT_PANEL.with_borrow_mut(|panel| {
-            // SAFETY: promised by the caller.
-            unsafe { panel.multiply(dtype, rows, x, block.start, &mut values[..block.len()]) };
-        });
-        return;
     }
     // A stripe stays in the L1 cache from three tokens to the next. Eight to twelve sums keep both FMA units busy.
     for (at, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {

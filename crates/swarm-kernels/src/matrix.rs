@@ -13,7 +13,7 @@ use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2_matmul, avx512_float, vnni};
+use crate::{avx2_matmul, avx512_float, float_panel, vnni};
 
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
 /// L2 cache; a multiple of the four that a tile takes.
@@ -175,7 +175,7 @@ pub fn matmul(pool: &Pool, scratch: &mut MatmulScratch, x: &[f32], tokens: usize
         scratch.quantized.fill(path, x, cols);
     }
     if jobs.iter().any(|job| !job.matrix.dtype.is_quantized()) {
-        scratch.floats.fill(x, cols, path.takes_triples(tokens));
+        scratch.floats.fill(pool, x, cols, path.takes_columns(tokens));
     }
     let input = Input { quantized: &scratch.quantized, floats: &scratch.floats };
     for jobs in jobs.chunks_mut(JOBS) {
@@ -257,8 +257,7 @@ fn multiply_rows(matrix: &Matrix, rows: Range<usize>, input: &Input<'_>, tokens:
         }
         #[cfg(target_arch = "x86_64")]
         if let Store::Interleaved(floats) = &matrix.store
-            && matrix.path == KernelPath::Avx512
-            && input.floats.in_triples()
+            && input.floats.by_columns()
         {
             panel_rows(matrix, floats, rows.clone(), input, block, out);
             continue;
@@ -276,7 +275,7 @@ fn multiply_rows(matrix: &Matrix, rows: Range<usize>, input: &Input<'_>, tokens:
     }
 }
 
-/// Some float rows times the many tokens of `block`, a panel of AVX-512 after the other.
+/// Some float rows times the many tokens of `block`, a panel after the other.
 #[cfg(target_arch = "x86_64")]
 fn panel_rows(
     matrix: &Matrix,
@@ -286,15 +285,15 @@ fn panel_rows(
     block: Range<usize>,
     out: &SharedRows,
 ) {
-    for first in rows.clone().step_by(avx512_float::PANEL_ROWS) {
-        let here = (rows.end - first).min(avx512_float::PANEL_ROWS);
+    let path = matrix.path;
+    for first in rows.clone().step_by(path.rows_at_once()) {
+        let here = (rows.end - first).min(path.rows_at_once());
         let stripes = floats.stripes(first, here);
         // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
         // owns `rows`, and `matmul` keeps the output borrowed until all tasks are done.
         unsafe {
-            let put =
-                |token: usize, values: &[f32; _]| out.write(token * matrix.rows + first, &values[..here]);
-            avx512_float::float_panel(matrix.dtype, stripes, input.floats, block.clone(), put);
+            let put = |token: usize, values: &[f32]| out.write(token * matrix.rows + first, &values[..here]);
+            float_panel::float_panel(path, matrix.dtype, stripes, input.floats, block.clone(), put);
         }
     }
 }

@@ -144,8 +144,8 @@ impl KernelPath {
         matches!(self, Self::AvxVnni | Self::Avx512)
     }
 
-    /// Whether float activations of this many tokens lie in triples (`activation.rs`).
-    pub(crate) fn takes_triples(self, tokens: usize) -> bool {
+    /// Whether float activations of this many tokens lie by columns (`activation.rs`).
+    pub(crate) fn takes_columns(self, tokens: usize) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.has_avx2() && tokens >= crate::avx2_matmul::PANEL_TOKENS;
         #[cfg(not(target_arch = "x86_64"))]
@@ -159,7 +159,11 @@ impl KernelPath {
 
     /// Rows that are better taken together: those of a tile of many tokens, or a group. A multiple of [`KernelPath::lanes`].
     pub(crate) const fn rows_at_once(self) -> usize {
-        if matches!(self, Self::Avx2 | Self::Avx512) { WIDE_LANES } else { LANES }
+        match self {
+            Self::Avx512 => 2 * WIDE_LANES,
+            Self::Avx2 | Self::AvxVnni => WIDE_LANES,
+            _ => LANES,
+        }
     }
 }
 

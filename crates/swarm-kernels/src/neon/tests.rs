@@ -92,7 +92,7 @@ proptest! {
             let w = weights(dtype, seed, rows, padded);
             let x = activations(seed, tokens * cols, extreme);
             let mut lines = FloatRows::default();
-            lines.fill(&x, cols, false);
+            lines.fill(&crate::Pool::new(1), &x, cols, false);
             let row_bytes = padded * dtype.block_bytes();
             let mut floats = Interleaved::zeroed(dtype, rows, padded, Buffer::zeroed).unwrap();
             interleave(floats.shape, row_bytes, &w, floats.bytes_mut());

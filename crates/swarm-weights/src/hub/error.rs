@@ -8,7 +8,7 @@ pub enum HubError {
     Offline { what: String },
     #[error("{host} cannot be reached for {what}: {why}")]
     Unreachable { host: String, what: String, why: String },
-    #[error("there is no {what} at {host}; check its name and its revision")]
+    #[error("{what} is not at {host}; check its name and its revision")]
     NotFound { host: String, what: String },
     #[error("{host} does not give out {what} (status {status}); {hint}")]
     Denied { host: String, what: String, status: u16, hint: &'static str },
