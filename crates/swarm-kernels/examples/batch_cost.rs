@@ -1,6 +1,6 @@
 //! What more rows in one batch cost: the time of a matmul over 1, 2, 4, 8 and 16 tokens, as multiples of that over one.
 //!
-//! `cargo run --release -p swarm-kernels --example batch_cost [threads] [megabytes]`; medians of 9. Verification of
+//! `cargo run --release -p swarm-kernels --example batch_cost [threads] [megabytes] [formats]`; medians of 9. Verification of
 //! drafts and decode of several sessions are such batches: 1.0 for 8 rows would be seven tokens for nothing.
 
 use std::time::Instant;
@@ -16,7 +16,11 @@ fn main() {
     let weights = (argument(2).unwrap_or(64.0) * 1e6) as usize;
     println!("{} threads, {:.0} MB of weights", pool.threads(), weights as f64 / 1e6);
     println!("format     1 row, ms {}", BATCHES.map(|tokens| format!("{tokens:>6}")).concat());
+    let formats = std::env::args().nth(3);
     for dtype in DType::ALL {
+        if formats.as_ref().is_some_and(|list| !list.split(',').any(|name| name == dtype.name())) {
+            continue;
+        }
         let row_bytes = dtype.row_bytes(COLS).unwrap_or(0);
         let rows = (weights / row_bytes).next_multiple_of(64);
         let bytes: Vec<u8> =

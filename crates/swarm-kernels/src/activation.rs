@@ -130,8 +130,8 @@ fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
 /// Tokens that float weights meet at once: a multiple of twice [`SIX`], and no fewer than a prompt chunk has.
 pub(crate) const FLOAT_TOKENS: usize = 264;
 
-/// Columns of float activations that lie together in a token's row.
-pub(crate) const CHUNK: usize = 512;
+/// The most columns of float activations that lie together in a token's row.
+const CHUNK: usize = 512;
 
 /// Tokens side by side where there are many.
 pub(crate) const SIX: usize = 6;
@@ -141,17 +141,28 @@ pub(crate) const SIX: usize = 6;
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct Eight(pub [f32; 8]);
 
+/// Sixteen columns of one row, one for each partial sum. Aligned likewise.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Sixteen(pub [Eight; 2]);
+
+impl Sixteen {
+    pub const ZERO: Self = Self([Eight([0.0; 8]); 2]);
+}
+
 /// f32 rows padded with zeros to a whole number of 16 columns, in one of two layouts.
 ///
-/// A token's columns apart: `[chunks of 512 columns, tokens, halves, 256 columns]`. Half 0 has the columns of partial sums 0 to 7,
-/// half 1 the others. By columns, for many tokens: `[16 partial sums, tokens / 6, columns / 16, 6 tokens]`, one stream through
-/// memory for all tokens that meet a partial sum's weights.
+/// A token's columns together: `[chunks of up to 512 columns, tokens, columns / 16 and one place more]`; tokens a power of two apart would
+/// be in each other's way in the L1 cache. By columns, for many tokens: `[16 partial sums, tokens / 6, columns / 16, 6 tokens]`,
+/// one stream through memory for all tokens that meet a partial sum's weights.
 #[derive(Default)]
 pub(crate) struct FloatRows {
-    eights: Vec<Eight>,
+    values: Vec<Sixteen>,
     tokens: usize,
     /// Columns, padded.
     cols: usize,
+    /// Columns of a chunk; the last one may have fewer.
+    chunk: usize,
     by_columns: bool,
 }
 
@@ -159,29 +170,28 @@ impl FloatRows {
     /// Copies `x`, `[tokens, cols]`.
     pub fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize, by_columns: bool) {
         (self.tokens, self.cols, self.by_columns) = (x.len() / cols, cols.next_multiple_of(16), by_columns);
-        let tokens = if by_columns { self.tokens.next_multiple_of(SIX) } else { self.tokens };
-        self.eights.resize(tokens * self.cols / 8, Eight([0.0; 8]));
+        self.chunk = cols.div_ceil(cols.div_ceil(CHUNK)).next_multiple_of(16);
         if by_columns {
+            self.values.resize(self.tokens.next_multiple_of(SIX) * self.cols / 16, Sixteen::ZERO);
             self.fill_by_columns(pool, x, cols);
         } else {
+            self.values.resize(self.tokens * (self.cols / 16 + cols.div_ceil(self.chunk)), Sixteen::ZERO);
             self.fill_by_tokens(x, cols);
         }
     }
 
     fn fill_by_tokens(&mut self, x: &[f32], cols: usize) {
-        let mut rest = &mut self.eights[..];
-        for start in (0..cols).step_by(CHUNK) {
-            let sixteens = CHUNK.min(cols - start).div_ceil(16);
+        let (mut rest, chunk) = (&mut self.values[..], self.chunk);
+        for start in (0..cols).step_by(chunk) {
+            let sixteens = chunk.min(cols - start).div_ceil(16);
             for row in x.chunks_exact(cols) {
-                let (halves, after) = rest.split_at_mut(2 * sixteens);
+                let (places, after) = rest.split_at_mut(sixteens + 1);
                 rest = after;
-                let (low, high) = halves.split_at_mut(sixteens);
-                let values = row[start..cols.min(start + CHUNK)].chunks(16);
-                for (values, (low, high)) in values.zip(low.iter_mut().zip(high)) {
-                    let mut padded = [0.0; 16];
-                    padded[..values.len()].copy_from_slice(values);
-                    low.0.copy_from_slice(&padded[..8]);
-                    high.0.copy_from_slice(&padded[8..]);
+                let values = row[start..cols.min(start + chunk)].chunks(16);
+                for (values, place) in values.zip(places) {
+                    *place = Sixteen::ZERO;
+                    let place: &mut [f32; 16] = bytemuck::cast_mut(place);
+                    place[..values.len()].copy_from_slice(values);
                 }
             }
         }
@@ -190,7 +200,7 @@ impl FloatRows {
     /// A task is six tokens: for a prompt this is a part of the work that one thread alone would let the others wait for.
     fn fill_by_columns(&mut self, pool: &Pool, x: &[f32], cols: usize) {
         let (sixteens, sixes) = (self.cols / 16, self.tokens.div_ceil(SIX));
-        let out = SharedRows::new(bytemuck::cast_slice_mut(&mut self.eights));
+        let out = SharedRows::new(bytemuck::cast_slice_mut(&mut self.values));
         pool.run(sixes, |six| {
             let tokens = &x[six * SIX * cols..];
             let rows: [&[f32]; SIX] =
@@ -215,7 +225,7 @@ impl FloatRows {
     pub fn columns(&self, j: usize, six: usize, sixteens: Range<usize>) -> &[[f32; SIX]] {
         assert!(self.by_columns, "float rows are not by columns");
         let at = (j * self.tokens.div_ceil(SIX) + six) * (self.cols / 16);
-        let values: &[f32] = bytemuck::cast_slice(&self.eights);
+        let values: &[f32] = bytemuck::cast_slice(&self.values);
         &values.as_chunks().0[at + sixteens.start..at + sixteens.end]
     }
 
@@ -228,26 +238,23 @@ impl FloatRows {
         self.cols
     }
 
-    /// The two halves of the chunk of `token` that begins at column `start`: equally long.
-    pub fn chunk(&self, token: usize, start: usize) -> [&[Eight]; 2] {
+    /// The columns at which chunks begin.
+    pub fn chunks(&self) -> impl ExactSizeIterator<Item = usize> + use<> {
+        (0..self.cols).step_by(self.chunk.max(16))
+    }
+
+    /// The chunk of `token` that begins at column `start`: `[columns / 16]`.
+    pub fn chunk(&self, token: usize, start: usize) -> &[Sixteen] {
         assert!(!self.by_columns, "float rows are by columns");
-        let sixteens = CHUNK.min(self.cols - start) / 16;
-        let at = self.tokens * start / 8 + token * 2 * sixteens;
-        let (low, high) = self.eights[at..at + 2 * sixteens].split_at(sixteens);
-        [low, high]
+        let sixteens = self.chunk.min(self.cols - start) / 16;
+        let at = self.tokens * (start / 16 + start / self.chunk) + token * (sixteens + 1);
+        &self.values[at..at + sixteens]
     }
 
     /// One row again, 16 columns at a time.
     pub fn row(&self, token: usize) -> impl Iterator<Item = [f32; 16]> {
-        (0..self.cols).step_by(CHUNK).flat_map(move |start| {
-            let [low, high] = self.chunk(token, start);
-            low.iter().zip(high).map(|(low, high)| {
-                let mut both = [0.0; 16];
-                both[..8].copy_from_slice(&low.0);
-                both[8..].copy_from_slice(&high.0);
-                both
-            })
-        })
+        let chunks = self.chunks().map(move |start| self.chunk(token, start));
+        chunks.flatten().map(|sixteen| bytemuck::cast(*sixteen))
     }
 }
 

@@ -1,16 +1,17 @@
 //! The float matmul for AVX2, FMA and F16C. Equal to `float.rs` bit for bit.
 //!
 //! Few tokens: the 16 partial sums of one row and one token are the lanes of two registers, and weights are widened as they are
-//! read ([`float_tile`]). Many: the tile of `float_panel.rs`.
+//! read ([`float_one`], and the tile of `float_few.rs`). Many: the tile of `float_panel.rs`.
 
 // Tiles are indexed by row and token in several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
 
-use crate::activation::{CHUNK, Eight, FloatRows, SIX};
+use crate::activation::{Eight, FloatRows, SIX, Sixteen};
 use crate::avx2::{PREFETCH, load_halves, tree};
 use crate::dtype::DType;
+use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
 use crate::interleave::STRIPE;
 
@@ -20,8 +21,9 @@ pub(crate) struct Avx2Tile;
 impl Tile<2> for Avx2Tile {
     const TOKENS: usize = SIX;
 
+    // SAFETY: the trait's promise, passed on.
     unsafe fn tile(w: &[[Eight; 2]], x: [&[[f32; SIX]]; 2], partial: &mut [[Eight; 2]], begins: bool) {
-        // SAFETY: promised by the caller.
+        // SAFETY: as above.
         unsafe {
             match partial.len() {
                 1 => tile::<1>(w, x[0], partial, begins),
@@ -67,80 +69,126 @@ unsafe fn tile<const N: usize>(w: &[[Eight; 2]], x: &[[f32; SIX]], partial: &mut
     }
 }
 
-/// Rows `row .. row + R` of a stripe times `N` tokens from `first` on; `out[n][r]`.
+/// The four rows of a stripe times one token.
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and F16C.
-pub(crate) unsafe fn float_tile<const R: usize, const N: usize>(
-    dtype: DType,
-    stripe: &[u8],
-    row: usize,
-    x: &FloatRows,
-    first: usize,
-    out: &mut [[f32; R]; N],
-) {
-    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes() && row + R <= STRIPE);
+pub(crate) unsafe fn float_one(dtype: DType, stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes());
     // SAFETY: features promised by the caller, lengths asserted.
     unsafe {
         match dtype {
-            DType::F32 => floats::<R, N, 0>(stripe, row, x, first, out),
-            DType::F16 => floats::<R, N, 1>(stripe, row, x, first, out),
-            DType::BF16 => floats::<R, N, 2>(stripe, row, x, first, out),
+            DType::F32 => one::<0>(stripe, x, token),
+            DType::F16 => one::<1>(stripe, x, token),
+            DType::BF16 => one::<2>(stripe, x, token),
             _ => unreachable!("not a float"),
         }
     }
 }
 
 /// # Safety
-/// As [`float_tile`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+/// As [`float_one`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn floats<const R: usize, const N: usize, const KIND: u8>(
-    stripe: &[u8],
-    row: usize,
-    x: &FloatRows,
-    first: usize,
-    out: &mut [[f32; R]; N],
-) {
+unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
     let sixteen = if KIND == 0 { 64 } else { 32 };
-    let mut acc = [[[_mm256_setzero_ps(); 2]; R]; N];
-    for start in (0..x.cols()).step_by(CHUNK) {
-        let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(first + n, start));
-        for i in 0..x[0][0].len() {
+    let mut acc = [[_mm256_setzero_ps(); 2]; STRIPE];
+    for start in x.chunks() {
+        for (i, x) in x.chunk(token, start).iter().enumerate() {
             let at = (start / 16 + i) * STRIPE * sixteen;
             for half in 0..2 {
-                let mut w = [_mm256_setzero_ps(); R];
-                for r in 0..R {
-                    let at = at + (row + r) * sixteen + half * sixteen / 2;
-                    // SAFETY: eight values of the row are there.
-                    w[r] = unsafe { load_weights::<KIND>(stripe.as_ptr().add(at)) };
-                }
-                for n in 0..N {
-                    // SAFETY: the halves of all tokens are equally long; eight f32.
-                    let x = unsafe { _mm256_load_ps(x[n][half].get_unchecked(i).0.as_ptr()) };
-                    for r in 0..R {
-                        acc[n][r][half] = _mm256_fmadd_ps(w[r], x, acc[n][r][half]);
+                // SAFETY: eight values of each row are there, and eight f32.
+                unsafe {
+                    let x = _mm256_load_ps(x.0[half].0.as_ptr());
+                    for r in 0..STRIPE {
+                        let at = at + r * sixteen + half * sixteen / 2;
+                        let w = load_weights::<KIND>(stripe.as_ptr().add(at));
+                        acc[r][half] = _mm256_fmadd_ps(w, x, acc[r][half]);
                     }
                 }
             }
-            if row == 0 {
-                ask_ahead::<KIND>(stripe, at);
-            }
+            ask(stripe.as_ptr(), at + PREFETCH, STRIPE * sixteen);
         }
     }
-    for n in 0..N {
-        for r in 0..R {
-            out[n][r] = tree(acc[n][r]);
+    let mut sums = [0.0; STRIPE];
+    for r in 0..STRIPE {
+        sums[r] = tree(acc[r]);
+    }
+    sums
+}
+
+/// Four rows, three tokens, one half of the partial sums at a time: twelve registers.
+pub(crate) struct Avx2Few;
+
+impl FewTile for Avx2Few {
+    const TOKENS: usize = 2;
+
+    // SAFETY: the trait's promise, passed on.
+    unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {
+        for half in 0..2 {
+            let ask = ask.part(half, 2, x.first().map_or(0, |x| x.len()));
+            // SAFETY: as above.
+            unsafe {
+                match *x {
+                    [] => {}
+                    [a] => few::<1, KIND>(w, [a], sums, ask, half),
+                    [a, b] => few::<2, KIND>(w, [a, b], sums, ask, half),
+                    [a, b, c, ..] => few::<3, KIND>(w, [a, b, c], sums, ask, half),
+                }
+            }
         }
     }
 }
 
-/// Asks for what comes [`PREFETCH`] bytes after the 16 columns at `at`: in this stripe, or in those behind it.
+/// # Safety
+/// The CPU has AVX2, FMA and F16C; the stripe is as long as each token.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn few<const N: usize, const KIND: u8>(
+    stripe: &[u8],
+    x: [&[Sixteen]; N],
+    sums: &mut [Sums],
+    ask: Ask,
+    half: usize,
+) {
+    let sixteen = if KIND == 0 { 64 } else { 32 };
+    let sums = &mut sums[..N];
+    // SAFETY: every access is eight values inside its array, or inside the stripe, by the caller's promise.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); STRIPE]; N];
+        for n in 0..N {
+            for r in 0..STRIPE {
+                acc[n][r] = _mm256_load_ps(sums[n][r].0[half].0.as_ptr());
+            }
+        }
+        for i in 0..x[0].len() {
+            let at = stripe.as_ptr().add(i * STRIPE * sixteen);
+            let mut eights = [_mm256_setzero_ps(); N];
+            for n in 0..N {
+                eights[n] = _mm256_load_ps(x[n].get_unchecked(i).0[half].0.as_ptr());
+            }
+            // One row at a time: twelve sums, three tokens and a row are just the registers there are.
+            for r in 0..STRIPE {
+                let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
+                for n in 0..N {
+                    acc[n][r] = _mm256_fmadd_ps(w, eights[n], acc[n][r]);
+                }
+            }
+            ask.ask(i);
+        }
+        for n in 0..N {
+            for r in 0..STRIPE {
+                _mm256_store_ps(sums[n][r].0[half].0.as_mut_ptr(), acc[n][r]);
+            }
+        }
+    }
+}
+
+/// Asks for the lines of some bytes that lie `at` bytes behind `start`.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(crate) fn ask_ahead<const KIND: u8>(stripe: &[u8], at: usize) {
-    for line in 0..if KIND == 0 { 4 } else { 2 } {
+pub(crate) fn ask(start: *const u8, at: usize, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
         // Never faults, also beyond the end of the weights.
-        _mm_prefetch::<_MM_HINT_T0>(stripe.as_ptr().wrapping_add(at + PREFETCH + 64 * line).cast());
+        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at + line).cast());
     }
 }
 

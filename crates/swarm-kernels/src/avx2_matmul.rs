@@ -3,12 +3,10 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::activation::{FloatRows, QuantRows, SIDE};
+use crate::activation::{QuantRows, SIDE};
 use crate::avx2::quant_tile;
-use crate::avx2_float::float_tile;
 use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
-use crate::interleave::{STRIPE, Stripes};
 use crate::pack::{LANES, Packed};
 
 /// From this many tokens on, widening a panel of float weights once pays: then float activations are by columns.
@@ -67,58 +65,6 @@ pub(crate) unsafe fn quant_groups(
         }
         for (token, values) in block.clone().zip(&values) {
             put(group, token, values);
-        }
-    }
-}
-
-/// Up to eight float rows times the few tokens of `block`, which are not by columns; `values[n][r]`.
-///
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-pub(crate) unsafe fn float_group(
-    dtype: DType,
-    rows: Stripes<'_>,
-    x: &FloatRows,
-    block: Range<usize>,
-    values: &mut [[f32; LANES]],
-) {
-    /// A tile of `N` tokens and `R` rows of a stripe, the first of which is row `place` of the group.
-    ///
-    /// # Safety
-    /// As [`float_group`].
-    unsafe fn tile<const R: usize, const N: usize>(
-        dtype: DType,
-        stripe: &[u8],
-        place: usize,
-        x: &FloatRows,
-        token: usize,
-        values: &mut [[f32; LANES]],
-    ) {
-        let mut out = [[0.0; R]; N];
-        // SAFETY: promised by the caller.
-        unsafe { float_tile(dtype, stripe, place % STRIPE, x, token, &mut out) };
-        for (values, out) in values.iter_mut().zip(&out) {
-            values[place..place + R].copy_from_slice(out);
-        }
-    }
-    // A stripe stays in the L1 cache from three tokens to the next. Eight to twelve sums keep both FMA units busy.
-    for (at, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
-        for (three, values) in values[..block.len()].chunks_mut(3).enumerate() {
-            let (first, token) = (STRIPE * at, block.start + 3 * three);
-            // SAFETY: promised by the caller.
-            unsafe {
-                match values.len() {
-                    1 => tile::<4, 1>(dtype, stripe, first, x, token, values),
-                    2 => {
-                        tile::<2, 2>(dtype, stripe, first, x, token, values);
-                        tile::<2, 2>(dtype, stripe, first + 2, x, token, values);
-                    }
-                    _ => {
-                        tile::<2, 3>(dtype, stripe, first, x, token, values);
-                        tile::<2, 3>(dtype, stripe, first + 2, x, token, values);
-                    }
-                }
-            }
         }
     }
 }

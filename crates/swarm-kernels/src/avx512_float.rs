@@ -1,21 +1,20 @@
 //! The float matmul for AVX-512. Equal to `float.rs` bit for bit.
 //!
 //! Few tokens: the 16 partial sums of one row and one token are the lanes of one register, and weights are widened as they
-//! are read. Many: the tile of `float_panel.rs`.
+//! are read (one token here, the tile of `float_few.rs`). Many: the tile of `float_panel.rs`.
 
 // Tiles are indexed by row and token in several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-use crate::activation::{CHUNK, Eight, FloatRows, SIX};
-use crate::avx2::tree;
-use crate::avx2_float::ask_ahead;
+use crate::activation::{Eight, FloatRows, SIX, Sixteen};
+use crate::avx2::{PREFETCH, tree};
+use crate::avx2_float::ask;
 use crate::dtype::DType;
+use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
-use crate::interleave::{STRIPE, Stripes};
-use crate::pack::LANES;
+use crate::interleave::STRIPE;
 
 /// Two registers of rows, twelve tokens: 24 sums.
 pub(crate) struct Avx512Tile;
@@ -26,8 +25,9 @@ const WIDE: usize = 2 * SIX;
 impl Tile<4> for Avx512Tile {
     const TOKENS: usize = WIDE;
 
+    // SAFETY: the trait's promise, passed on.
     unsafe fn tile(w: &[[Eight; 4]], x: [&[[f32; SIX]]; 2], partial: &mut [[Eight; 4]], begins: bool) {
-        // SAFETY: promised by the caller.
+        // SAFETY: as above.
         unsafe {
             match partial.len() {
                 WIDE => tile::<WIDE>(w, x, partial, begins),
@@ -87,96 +87,105 @@ unsafe fn tile<const N: usize>(
     }
 }
 
-/// Up to eight float rows times the few tokens of `block`, which are not by columns; `values[n][r]`.
+/// The four rows of a stripe times one token.
 ///
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C.
-pub(crate) unsafe fn float_group(
-    dtype: DType,
-    rows: Stripes<'_>,
-    x: &FloatRows,
-    block: Range<usize>,
-    values: &mut [[f32; LANES]],
-) {
-    assert!(rows.rows() <= LANES && block.len() <= values.len() && !x.by_columns());
-    assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
-    // The stripe stays in the L1 cache from four tokens to the next.
-    for (first, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
-        for (four, values) in values[..block.len()].chunks_mut(4).enumerate() {
-            let (first, token) = (STRIPE * first, block.start + 4 * four);
-            // SAFETY: features promised by the caller, lengths asserted.
-            unsafe {
-                match dtype {
-                    DType::F32 => few_of::<0>(stripe, x, token, first, values),
-                    DType::F16 => few_of::<1>(stripe, x, token, first, values),
-                    DType::BF16 => few_of::<2>(stripe, x, token, first, values),
-                    _ => unreachable!("not a float"),
-                }
-            }
-        }
-    }
-}
-
-/// `KIND` is 0 for f32, 1 for f16, 2 for bf16.
-///
-/// # Safety
-/// As [`few`].
-unsafe fn few_of<const KIND: u8>(
-    stripe: &[u8],
-    x: &FloatRows,
-    token: usize,
-    first: usize,
-    values: &mut [[f32; LANES]],
-) {
-    // SAFETY: the caller's promise, passed on.
+pub(crate) unsafe fn float_one(dtype: DType, stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes());
+    // SAFETY: features promised by the caller, lengths asserted.
     unsafe {
-        match values.len() {
-            1 => few::<1, KIND>(stripe, x, token, first, values),
-            2 => few::<2, KIND>(stripe, x, token, first, values),
-            3 => few::<3, KIND>(stripe, x, token, first, values),
-            _ => few::<4, KIND>(stripe, x, token, first, values),
+        match dtype {
+            DType::F32 => one::<0>(stripe, x, token),
+            DType::F16 => one::<1>(stripe, x, token),
+            DType::BF16 => one::<2>(stripe, x, token),
+            _ => unreachable!("not a float"),
         }
     }
 }
 
-/// A stripe times `N` tokens from `token` on; the values of its rows go to places `first ..`.
-///
 /// # Safety
-/// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C; the stripe has as many columns as the tokens; there are `N` values.
+/// As [`float_one`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-unsafe fn few<const N: usize, const KIND: u8>(
-    stripe: &[u8],
-    x: &FloatRows,
-    token: usize,
-    first: usize,
-    values: &mut [[f32; LANES]],
-) {
+unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
     let sixteen = if KIND == 0 { 64 } else { 32 };
-    let mut acc = [[_mm512_setzero_ps(); STRIPE]; N];
-    for start in (0..x.cols()).step_by(CHUNK) {
-        let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
-        for i in 0..x[0][0].len() {
+    let mut acc = [_mm512_setzero_ps(); STRIPE];
+    for start in x.chunks() {
+        for (i, x) in x.chunk(token, start).iter().enumerate() {
             let at = (start / 16 + i) * STRIPE * sixteen;
-            let mut w = [_mm512_setzero_ps(); STRIPE];
-            for (r, w) in w.iter_mut().enumerate() {
-                // SAFETY: 16 values of each row, inside the stripe.
-                *w = unsafe { load_weights::<KIND>(stripe.as_ptr().add(at + r * sixteen)) };
-            }
-            ask_ahead::<KIND>(stripe, at);
-            for n in 0..N {
-                // SAFETY: the halves of all tokens are equally long.
-                let [low, high] = unsafe { x[n].map(|half| half.get_unchecked(i)) };
-                // SAFETY: eight f32 each.
-                let both = unsafe { join(_mm256_loadu_ps(low.0.as_ptr()), _mm256_loadu_ps(high.0.as_ptr())) };
+            // SAFETY: 16 values of each row are there, and 16 f32.
+            unsafe {
+                let x = _mm512_load_ps(x.0[0].0.as_ptr());
                 for r in 0..STRIPE {
-                    acc[n][r] = _mm512_fmadd_ps(w[r], both, acc[n][r]);
+                    let w = load_weights::<KIND>(stripe.as_ptr().add(at + r * sixteen));
+                    acc[r] = _mm512_fmadd_ps(w, x, acc[r]);
                 }
+            }
+            ask(stripe.as_ptr(), at + PREFETCH, STRIPE * sixteen);
+        }
+    }
+    let mut sums = [0.0; STRIPE];
+    for r in 0..STRIPE {
+        sums[r] = tree([_mm512_castps512_ps256(acc[r]), upper(acc[r])]);
+    }
+    sums
+}
+
+/// Four rows, six tokens: 24 registers.
+pub(crate) struct Avx512Few;
+
+impl FewTile for Avx512Few {
+    const TOKENS: usize = SIX;
+
+    // SAFETY: the trait's promise, passed on.
+    unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {
+        // SAFETY: as above.
+        unsafe {
+            match *x {
+                [] => {}
+                [a] => few::<1, KIND>(w, [a], sums, ask),
+                [a, b] => few::<2, KIND>(w, [a, b], sums, ask),
+                [a, b, c] => few::<3, KIND>(w, [a, b, c], sums, ask),
+                [a, b, c, d] => few::<4, KIND>(w, [a, b, c, d], sums, ask),
+                [a, b, c, d, e] => few::<5, KIND>(w, [a, b, c, d, e], sums, ask),
+                [a, b, c, d, e, f, ..] => few::<6, KIND>(w, [a, b, c, d, e, f], sums, ask),
             }
         }
     }
-    for n in 0..N {
-        for r in 0..STRIPE {
-            values[n][first + r] = tree([_mm512_castps512_ps256(acc[n][r]), upper(acc[n][r])]);
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C; the stripe is as long as each token.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+unsafe fn few<const N: usize, const KIND: u8>(w: &[u8], x: [&[Sixteen]; N], sums: &mut [Sums], ask: Ask) {
+    let sixteen = if KIND == 0 { 64 } else { 32 };
+    let sums = &mut sums[..N];
+    // SAFETY: every access is 16 values inside its array, or inside the stripe, by the caller's promise.
+    unsafe {
+        let mut acc = [[_mm512_setzero_ps(); STRIPE]; N];
+        for n in 0..N {
+            for r in 0..STRIPE {
+                acc[n][r] = _mm512_load_ps(sums[n][r].0[0].0.as_ptr());
+            }
+        }
+        for i in 0..x[0].len() {
+            let at = w.as_ptr().add(i * STRIPE * sixteen);
+            let mut rows = [_mm512_setzero_ps(); STRIPE];
+            for r in 0..STRIPE {
+                rows[r] = load_weights::<KIND>(at.add(r * sixteen));
+            }
+            for n in 0..N {
+                let x = _mm512_load_ps(x[n].get_unchecked(i).0[0].0.as_ptr());
+                for r in 0..STRIPE {
+                    acc[n][r] = _mm512_fmadd_ps(rows[r], x, acc[n][r]);
+                }
+            }
+            ask.ask(i);
+        }
+        for n in 0..N {
+            for r in 0..STRIPE {
+                _mm512_store_ps(sums[n][r].0[0].0.as_mut_ptr(), acc[n][r]);
+            }
         }
     }
 }
@@ -186,13 +195,6 @@ unsafe fn few<const N: usize, const KIND: u8>(
 #[target_feature(enable = "avx512f")]
 pub(crate) fn even_plus_odd(a: __m512, b: __m512) -> __m512 {
     _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn join(low: __m256, high: __m256) -> __m512 {
-    let low = _mm512_castpd256_pd512(_mm256_castps_pd(low));
-    _mm512_castpd_ps(_mm512_insertf64x4::<1>(low, _mm256_castps_pd(high)))
 }
 
 #[inline]

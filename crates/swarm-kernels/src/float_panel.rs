@@ -157,7 +157,7 @@ impl<const E: usize> FloatPanel<E> {
     /// The CPU has AVX2, FMA and F16C; the columns are inside each row, and no more than a panel has.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn widen<const KIND: u8>(&mut self, rows: Stripes<'_>, columns: Range<usize>) {
-        let sixteen = rows.shape.sixteen;
+        let sixteen = if KIND == 0 { 64 } else { 32 };
         for eight in 0..rows.rows().div_ceil(LANES) {
             let first = &rows.bytes[2 * eight * rows.shape.bytes..];
             let second = if first.len() > rows.shape.bytes { rows.shape.bytes } else { 0 };
@@ -167,7 +167,7 @@ impl<const E: usize> FloatPanel<E> {
                     // SAFETY: eight values of each row are inside the stripes, by the caller's promise.
                     let lanes = unsafe {
                         let from = first.as_ptr().add(from);
-                        turned::<KIND>([from, from.add(second)], sixteen)
+                        turned::<KIND>([from, from.add(second)])
                     };
                     for (weights, lanes) in self.weights[8 * half..].iter_mut().zip(lanes) {
                         // SAFETY: eight f32.
@@ -238,10 +238,11 @@ impl<'a> Ahead<'a> {
 /// Eight columns of eight rows, four of each of two stripes, widened: a vector is one column.
 ///
 /// # Safety
-/// The CPU has AVX2 and F16C; eight values of four rows, `sixteen` bytes apart, are readable at both places.
+/// The CPU has AVX2 and F16C; eight values of four rows, 16 values apart, are readable at both places.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn turned<const KIND: u8>(stripes: [*const u8; 2], sixteen: usize) -> [__m256; 8] {
+unsafe fn turned<const KIND: u8>(stripes: [*const u8; 2]) -> [__m256; 8] {
+    let sixteen = if KIND == 0 { 64 } else { 32 };
     // SAFETY: promised by the caller.
     unsafe {
         let row = |r: usize| stripes[r / STRIPE].add(r % STRIPE * sixteen);

@@ -46,6 +46,8 @@ mod avx2_quantize;
 #[cfg(target_arch = "x86_64")]
 mod avx512_float;
 #[cfg(target_arch = "x86_64")]
+mod float_few;
+#[cfg(target_arch = "x86_64")]
 mod float_panel;
 
 #[cfg(any(target_arch = "aarch64", test))]

@@ -13,7 +13,9 @@ use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2_matmul, avx512_float, float_panel, vnni};
+use crate::interleave::STRIPE;
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2_float, avx2_matmul, avx512_float, float_few, float_panel, vnni};
 
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
 /// L2 cache; a multiple of the four that a tile takes.
@@ -257,9 +259,9 @@ fn multiply_rows(matrix: &Matrix, rows: Range<usize>, input: &Input<'_>, tokens:
         }
         #[cfg(target_arch = "x86_64")]
         if let Store::Interleaved(floats) = &matrix.store
-            && input.floats.by_columns()
+            && matrix.path.has_avx2()
         {
-            panel_rows(matrix, floats, rows.clone(), input, block, out);
+            float_rows(matrix, floats, rows.clone(), input, block, out);
             continue;
         }
         for first in rows.clone().step_by(LANES) {
@@ -275,9 +277,9 @@ fn multiply_rows(matrix: &Matrix, rows: Range<usize>, input: &Input<'_>, tokens:
     }
 }
 
-/// Some float rows times the many tokens of `block`, a panel after the other.
+/// Some float rows, from a whole unit on, times the tokens of `block`.
 #[cfg(target_arch = "x86_64")]
-fn panel_rows(
+fn float_rows(
     matrix: &Matrix,
     floats: &Interleaved,
     rows: Range<usize>,
@@ -285,15 +287,28 @@ fn panel_rows(
     block: Range<usize>,
     out: &SharedRows,
 ) {
-    let path = matrix.path;
-    for first in rows.clone().step_by(path.rows_at_once()) {
-        let here = (rows.end - first).min(path.rows_at_once());
+    let (path, dtype, x) = (matrix.path, matrix.dtype, input.floats);
+    let at_once = match block.len() {
+        _ if x.by_columns() => path.rows_at_once(),
+        1 => STRIPE,
+        _ => float_few::FEW_ROWS,
+    };
+    for first in rows.clone().step_by(at_once) {
+        let here = (rows.end - first).min(at_once);
         let stripes = floats.stripes(first, here);
         // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
         // owns `rows`, and `matmul` keeps the output borrowed until all tasks are done.
         unsafe {
             let put = |token: usize, values: &[f32]| out.write(token * matrix.rows + first, &values[..here]);
-            float_panel::float_panel(path, matrix.dtype, stripes, input.floats, block.clone(), put);
+            if x.by_columns() {
+                float_panel::float_panel(path, dtype, stripes, x, block.clone(), put);
+            } else if block.len() > 1 {
+                float_few::float_few(path, dtype, stripes, x, block.clone(), put);
+            } else if path == KernelPath::Avx512 {
+                put(block.start, &avx512_float::float_one(dtype, stripes.bytes, x, block.start));
+            } else {
+                put(block.start, &avx2_float::float_one(dtype, stripes.bytes, x, block.start));
+            }
         }
     }
 }
@@ -314,26 +329,13 @@ fn multiply_eight(
         }
         #[cfg(not(target_arch = "aarch64"))]
         Store::Packed(_) => unreachable!("packed groups have kernels of their own"),
+        #[cfg(target_arch = "aarch64")]
         Store::Interleaved(floats) => {
             let stripes = floats.stripes(rows.start, rows.len());
-            match matrix.path {
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                KernelPath::Avx512 => unsafe {
-                    avx512_float::float_group(matrix.dtype, stripes, input.floats, block, values);
-                },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                path if path.has_avx2() => unsafe {
-                    avx2_matmul::float_group(matrix.dtype, stripes, input.floats, block, values);
-                },
-                #[cfg(target_arch = "aarch64")]
-                path if path != KernelPath::Scalar => {
-                    crate::neon::float_rows(matrix.dtype, stripes, input.floats, block, values);
-                }
-                _ => unreachable!("the scalar path has rows"),
-            }
+            crate::neon::float_rows(matrix.dtype, stripes, input.floats, block, values);
         }
+        #[cfg(not(target_arch = "aarch64"))]
+        Store::Interleaved(_) => unreachable!("float rows have kernels of their own"),
         Store::Rows { stride, buffer } => {
             let bytes = &buffer.bytes()[rows.start * stride..rows.end * stride];
             scalar_rows(matrix.dtype, bytes.chunks_exact(*stride), input, block, values);

@@ -3,7 +3,7 @@
 //! The 16 partial sums of one row and one token are the lanes of four vectors; a tile of 2 rows and 3 tokens, or of 4 rows
 //! and 1, keeps them in registers from the first column to the last. Weights are widened as they are read.
 
-use crate::activation::{CHUNK, Eight, FloatRows};
+use crate::activation::{FloatRows, Sixteen};
 use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
 use crate::neon::vectors::Vectors;
@@ -94,9 +94,9 @@ fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
 ) {
     let stripe = &stripe[..x.cols() / 16 * STRIPE * S::BYTES];
     let mut acc = [[[V::splat(0.0); 4]; R]; N];
-    for start in (0..x.cols()).step_by(CHUNK) {
-        let x: [[&[Eight]; 2]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
-        for i in 0..x[0][0].len() {
+    for start in x.chunks() {
+        let x: [&[Sixteen]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
+        for i in 0..x[0].len() {
             for half in 0..2 {
                 let vectors = S::BYTES / 2;
                 let first = STRIPE * (start / 16 + i) + place % STRIPE;
@@ -105,7 +105,7 @@ fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
                     *w = S::eight::<V>(&stripe[(2 * (first + r) + half) * vectors..][..vectors]);
                 }
                 for n in 0..N {
-                    let x = x[n][half][i].0.as_chunks::<4>().0;
+                    let x = x[n][i].0[half].0.as_chunks::<4>().0;
                     for quarter in 0..2 {
                         let x = V::floats(&x[quarter]);
                         for r in 0..R {

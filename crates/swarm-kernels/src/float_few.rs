@@ -1,0 +1,151 @@
+//! A few tokens times float rows, for x86: verified drafts, several sessions. Equal to `float.rs` bit for bit.
+//!
+//! The 16 partial sums of a row and a token are lanes, as for one token, and weights are widened as they are read. With all
+//! columns at once, eight tokens' activations would not stay in the L1 cache, and each four rows would fetch them anew: so 16 rows
+//! meet 512 columns of all tokens before the next columns, and the partial sums wait in memory meanwhile.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use crate::KernelPath;
+use crate::activation::{FloatRows, Sixteen};
+use crate::avx2_float::Avx2Few;
+use crate::avx2_matmul::PANEL_TOKENS;
+use crate::avx512_float::Avx512Few;
+use crate::dtype::DType;
+use crate::interleave::{STRIPE, Stripes};
+
+/// Stripes that meet the same columns.
+const STRIPES: usize = 4;
+/// How many pieces, a chunk of a stripe each, memory is asked for a piece before it is read.
+const AHEAD: usize = 2;
+/// Rows of them.
+pub(crate) const FEW_ROWS: usize = STRIPES * STRIPE;
+
+/// The partial sums of one token and the rows of a stripe.
+pub(crate) type Sums = [Sixteen; STRIPE];
+
+/// A stripe and a few tokens, in registers.
+pub(crate) trait FewTile {
+    /// The most tokens of a tile.
+    const TOKENS: usize;
+
+    /// Adds the products of some columns of a stripe, `[column / 16][row]` as stored (`KIND` is 0 for f32, 1 for f16, 2 for bf16), and
+    /// of each token, `[column / 16]`, to the token's sums. There are [`FewTile::TOKENS`] tokens at most.
+    ///
+    /// # Safety
+    /// The CPU has what the tile is for, and `w` is as long as each token.
+    unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask);
+}
+
+/// What a tile asks memory for while it computes: `step` bytes in each of its steps of 16 columns, from `start` on. A piece's
+/// bytes are spread over all tiles of the piece before it, so that memory is never idle.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask {
+    start: *const u8,
+    step: usize,
+}
+
+impl Ask {
+    /// Part `part` of `parts` of this, for a loop of `steps` steps.
+    pub fn part(self, part: usize, parts: usize, steps: usize) -> Self {
+        let step = self.step.div_ceil(parts);
+        Self { start: self.start.wrapping_add(part * step * steps), step }
+    }
+
+    /// What is asked for in step `i`.
+    #[inline(always)]
+    pub fn ask(self, i: usize) {
+        for line in (0..self.step).step_by(64) {
+            let at = self.start.wrapping_add(i * self.step + line);
+            // SAFETY: every CPU of this target has the instruction; it never faults, also beyond the end of the weights.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        }
+    }
+}
+
+/// Float rows, at most [`FEW_ROWS`], times the tokens of `block`, which are not by columns, fewer than [`PANEL_TOKENS`]: `put(token, its
+/// values)`, of which those of missing rows mean nothing.
+///
+/// # Safety
+/// The CPU has what `path` says, AVX2 at least.
+pub(crate) unsafe fn float_few(
+    path: KernelPath,
+    dtype: DType,
+    rows: Stripes<'_>,
+    x: &FloatRows,
+    block: Range<usize>,
+    put: impl Fn(usize, &[f32]),
+) {
+    assert!(rows.rows() <= FEW_ROWS && block.len() < PANEL_TOKENS);
+    assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
+    let mut sums = [[[Sixteen::ZERO; STRIPE]; PANEL_TOKENS]; STRIPES];
+    // SAFETY: promised by the caller.
+    unsafe {
+        match (path == KernelPath::Avx512, dtype) {
+            (true, DType::F32) => run::<Avx512Few, 0>(rows, x, block.clone(), &mut sums),
+            (true, DType::F16) => run::<Avx512Few, 1>(rows, x, block.clone(), &mut sums),
+            (true, DType::BF16) => run::<Avx512Few, 2>(rows, x, block.clone(), &mut sums),
+            (false, DType::F32) => run::<Avx2Few, 0>(rows, x, block.clone(), &mut sums),
+            (false, DType::F16) => run::<Avx2Few, 1>(rows, x, block.clone(), &mut sums),
+            (false, DType::BF16) => run::<Avx2Few, 2>(rows, x, block.clone(), &mut sums),
+            _ => unreachable!("not a float"),
+        }
+    }
+    for (n, token) in block.enumerate() {
+        let mut values = [0.0; FEW_ROWS];
+        for (value, sums) in values.iter_mut().zip(sums.iter().flat_map(|stripe| &stripe[n])) {
+            // SAFETY: promised by the caller.
+            *value = unsafe { tree(sums) };
+        }
+        put(token, &values);
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn tree(sums: &Sixteen) -> f32 {
+    // SAFETY: eight f32 each.
+    crate::avx2::tree([0, 1].map(|half| unsafe { _mm256_load_ps(sums.0[half].0.as_ptr()) }))
+}
+
+/// # Safety
+/// As [`float_few`], after its checks.
+unsafe fn run<T: FewTile, const KIND: u8>(
+    rows: Stripes<'_>,
+    x: &FloatRows,
+    block: Range<usize>,
+    sums: &mut [[Sums; PANEL_TOKENS]; STRIPES],
+) {
+    // Of equal size as far as it goes.
+    let tile = block.len().div_ceil(block.len().div_ceil(T::TOKENS).max(1)).max(1);
+    let stripes = rows.bytes.len() / rows.shape.bytes;
+    let place = |piece: usize| {
+        let (start, stripe) = (x.chunks().nth(piece / stripes)?, piece % stripes);
+        Some(stripe * rows.shape.bytes + rows.at(0, start / 16))
+    };
+    for (i, start) in x.chunks().enumerate() {
+        let mut tokens = [&[][..]; PANEL_TOKENS];
+        for (token, n) in tokens.iter_mut().zip(block.clone()) {
+            *token = x.chunk(n, start);
+        }
+        let bytes = tokens[0].len() * rows.at(0, 1);
+        for (stripe, sums) in sums[..stripes].iter_mut().enumerate() {
+            let at = stripe * rows.shape.bytes + rows.at(0, start / 16);
+            let w = &rows.bytes[at..at + bytes];
+            let piece = i * stripes + stripe + AHEAD;
+            // Behind the last columns are the first ones of the next rows.
+            let next =
+                place(piece).or_else(|| Some(rows.bytes.len() + place(piece - x.chunks().len() * stripes)?));
+            let start = rows.bytes.as_ptr().wrapping_add(next.unwrap_or(at));
+            let (ask, tiles) = (Ask { start, step: rows.at(0, 1) }, block.len().div_ceil(tile));
+            let here = tokens[..block.len()].chunks(tile).zip(sums.chunks_mut(tile)).enumerate();
+            for (i, (x, sums)) in here {
+                // SAFETY: promised by the caller; the columns are those of the chunk.
+                unsafe { T::tile::<KIND>(w, x, sums, ask.part(i, tiles, tokens[0].len())) };
+            }
+        }
+    }
+}
