@@ -114,6 +114,7 @@ impl QuantRows {
     }
 
     /// Blocks of 32 columns in a row.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub fn per_row(&self) -> usize {
         self.per_row
     }
@@ -187,6 +188,7 @@ impl FloatRows {
 
     /// One half of [`TRIPLE`] tokens from `token` on, a multiple of three, of the chunk that begins at column `start`:
     /// `[columns / 16, 3 tokens]`. A token that is not there is an old one, or zeros.
+    #[cfg(target_arch = "x86_64")]
     pub fn triple(&self, token: usize, start: usize, half: usize) -> &[[Eight; TRIPLE]] {
         assert!(self.in_triples && token.is_multiple_of(TRIPLE), "float rows are not in triples");
         let sixteens = TRIPLE_CHUNK.min(self.cols - start) / 16;
@@ -194,6 +196,7 @@ impl FloatRows {
         self.eights[at..at + TRIPLE * sixteens].as_chunks().0
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub fn in_triples(&self) -> bool {
         self.in_triples
     }

@@ -11,9 +11,6 @@ use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
 use crate::pack::{LANES, Packed};
 
-/// From this many tokens on, widening a panel of float weights once pays: then float activations are in triples.
-pub(crate) const PANEL_TOKENS: usize = 12;
-
 thread_local! {
     /// Each compute thread's own panels, so that a step allocates nothing.
     static FLOAT_PANEL: RefCell<Box<FloatPanel>> = RefCell::new(FloatPanel::new());
