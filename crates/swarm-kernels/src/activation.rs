@@ -115,6 +115,7 @@ impl QuantRows {
     }
 
     /// Blocks of 32 columns in a row.
+    #[cfg(any(test, target_arch = "x86_64"))]
     pub fn per_row(&self) -> usize {
         self.per_row
     }
@@ -222,6 +223,7 @@ impl FloatRows {
 
     /// Six tokens, the `six`th such, of every 16th column from `j` on: `[column / 16, token]`, of the sixteens asked for. A
     /// token that is not there is zeros.
+    #[cfg(target_arch = "x86_64")]
     pub fn columns(&self, j: usize, six: usize, sixteens: Range<usize>) -> &[[f32; SIX]] {
         assert!(self.by_columns, "float rows are not by columns");
         let at = (j * self.tokens.div_ceil(SIX) + six) * (self.cols / 16);
@@ -229,6 +231,7 @@ impl FloatRows {
         &values.as_chunks().0[at + sixteens.start..at + sixteens.end]
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub fn by_columns(&self) -> bool {
         self.by_columns
     }

@@ -9,9 +9,6 @@ use crate::avx2_panel::{QuantPanel, TOKENS};
 use crate::dtype::DType;
 use crate::pack::{LANES, Packed};
 
-/// From this many tokens on, widening a panel of float weights once pays: then float activations are by columns.
-pub(crate) const PANEL_TOKENS: usize = 12;
-
 thread_local! {
     /// Each compute thread's own panel, so that a step allocates nothing.
     static QUANT_PANEL: RefCell<QuantPanel> = RefCell::new(QuantPanel::new());

@@ -10,10 +10,10 @@ use std::ops::Range;
 use crate::KernelPath;
 use crate::activation::{FloatRows, Sixteen};
 use crate::avx2_float::Avx2Few;
-use crate::avx2_matmul::PANEL_TOKENS;
 use crate::avx512_float::Avx512Few;
 use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
+use crate::path::PANEL_TOKENS;
 
 /// Stripes that meet the same columns.
 const STRIPES: usize = 4;

@@ -3,7 +3,6 @@
 //! Each is one plain Rust body, compiled as it is (the scalar twin), for AVX2 + FMA, and for AVX-512. Rust gives float
 //! expressions one meaning, so the compiler may put elements side by side but cannot change a bit of them.
 
-#[cfg(target_arch = "x86_64")]
 use crate::KernelPath;
 use crate::math::{rsqrt, sigmoid, tree16};
 

@@ -4,6 +4,9 @@ use std::sync::OnceLock;
 
 use crate::pack::{LANES, WIDE_LANES};
 
+/// From this many tokens on, the paths that widen a panel of float weights once gain by it.
+pub(crate) const PANEL_TOKENS: usize = 12;
+
 /// A set of kernels. All give the same bits; they differ in speed.
 ///
 /// Slowest first within one kind of CPU, which is the order [`KernelPath::best`] goes by.
@@ -133,7 +136,6 @@ impl KernelPath {
     }
 
     /// Whether AVX2, FMA and F16C may be used on this path.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) const fn has_avx2(self) -> bool {
         matches!(self, Self::Avx2 | Self::AvxVnni | Self::Avx512)
     }
@@ -145,11 +147,8 @@ impl KernelPath {
     }
 
     /// Whether float activations of this many tokens lie by columns (`activation.rs`).
-    pub(crate) fn takes_columns(self, tokens: usize) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self.has_avx2() && tokens >= crate::avx2_matmul::PANEL_TOKENS;
-        #[cfg(not(target_arch = "x86_64"))]
-        return false;
+    pub(crate) const fn takes_columns(self, tokens: usize) -> bool {
+        self.has_avx2() && tokens >= PANEL_TOKENS
     }
 
     /// Rows in a group of packed weights.

@@ -188,29 +188,37 @@ mod on_arm {
         out.map(bits)
     }
 
+    /// What steps gave, by the kind of their vectors.
+    #[derive(Debug, Default, PartialEq)]
+    struct Given {
+        bytes: Vec<[u8; 16]>,
+        ints: Vec<[i32; 4]>,
+        floats: Vec<[u32; 4]>,
+    }
+
     /// The results of every step that all CPUs have, on `b` (64 bytes of noise) read in every way.
-    fn steps<V: Vectors>(b: &[u8; 64]) -> (Vec<[u8; 16]>, Vec<[i32; 4]>, Vec<[u32; 4]>) {
+    fn steps<V: Vectors>(b: &[u8; 64]) -> Given {
         let raw: [[u8; 16]; 4] = bytemuck::cast(*b);
         let v = raw.map(|raw| V::bytes(&raw));
         let i = raw.map(|raw| V::ints(bytemuck::cast(raw)));
         let f = raw.map(|raw| V::words(V::bytes(&raw)));
-        let mut all = (Vec::new(), Vec::new(), Vec::new());
+        let mut all = Given::default();
         for n in 0..8 {
-            all.0.extend([bytes::<V>(V::shift(v[0], n)), bytes::<V>(V::join(v[0], v[1], n))]);
+            all.bytes.extend([bytes::<V>(V::shift(v[0], n)), bytes::<V>(V::join(v[0], v[1], n))]);
         }
-        all.0.push(bytes::<V>(V::mask(v[2], b[3])));
-        all.0.extend(V::zip(v[0], v[1]).map(bytes::<V>));
-        all.1.extend([ints::<V>(V::times(i[0], i[1])), ints::<V>(V::plus_times(i[0], i[1], i[2]))]);
+        all.bytes.push(bytes::<V>(V::mask(v[2], b[3])));
+        all.bytes.extend(V::zip(v[0], v[1]).map(bytes::<V>));
+        all.ints.extend([ints::<V>(V::times(i[0], i[1])), ints::<V>(V::plus_times(i[0], i[1], i[2]))]);
         for signed in [false, true] {
-            all.1.extend(V::pairs(v[3], signed).as_flattened().iter().map(|v| ints::<V>(*v)));
+            all.ints.extend(V::pairs(v[3], signed).as_flattened().iter().map(|v| ints::<V>(*v)));
         }
-        all.2.extend(V::halves(v[0]).map(floats::<V>));
-        all.2.extend(V::upper_halves(v[1]).map(floats::<V>));
+        all.floats.extend(V::halves(v[0]).map(floats::<V>));
+        all.floats.extend(V::upper_halves(v[1]).map(floats::<V>));
         let read = bytemuck::cast::<[u8; 16], [f32; 4]>(raw[1]);
-        all.2.extend([V::floats(&read), V::splat(read[0]), V::from_ints(i[3])].map(floats::<V>));
-        all.2.extend([V::add(f[0], f[1]), V::mul(f[0], f[1])].map(floats::<V>));
-        all.2.extend([V::fma(f[0], f[1], f[2]), V::fma_minus(f[0], f[1], f[2])].map(floats::<V>));
-        all.2.push([bits(V::tree(f)); 4]);
+        all.floats.extend([V::floats(&read), V::splat(read[0]), V::from_ints(i[3])].map(floats::<V>));
+        all.floats.extend([V::add(f[0], f[1]), V::mul(f[0], f[1])].map(floats::<V>));
+        all.floats.extend([V::fma(f[0], f[1], f[2]), V::fma_minus(f[0], f[1], f[2])].map(floats::<V>));
+        all.floats.push([bits(V::tree(f)); 4]);
         all
     }
 
