@@ -21,11 +21,11 @@ use swarm_wire::{
 use crate::clock::now_us;
 use crate::deadlines::{EXPLANATION, GRACE, IDLE};
 use crate::error::{NodeError, chain};
+use crate::inbox::{Inbound, Inbox, InboxEnd, Read};
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
-use crate::stage_loop::{Inbound, Inbox, InboxEnd};
 use crate::traffic::TRAFFIC;
 use crate::watch::{LapTrace, Meter, TRACE_LAPS_MAX};
 
@@ -262,6 +262,15 @@ impl Coordinator {
 
     /// Waits for whatever comes first: a request, an answer, news of a member, or a deadline.
     fn wait(&mut self) -> Result<Flow, NodeError> {
+        // Whatever else comes meanwhile is looked at when the answer is here, or `ANSWER_LOOK` later.
+        if let Some(ring) = self.ring.as_ref().filter(|_| self.scheduler.frames_in_flight() > 0) {
+            match ring.inbox.read() {
+                Read::Frame(inbound) => return self.answer(inbound).map(|()| Flow::On),
+                Read::Nothing => return self.in_time(),
+                Read::Ended => return Err(self.tail_ended()),
+                Read::Queue => {}
+            }
+        }
         let now = now_us();
         let deadline = self.scheduler.next_deadline_us();
         // A process that was stopped finds its deadline passed, and the answer that is here not yet decrypted.
@@ -282,13 +291,17 @@ impl Coordinator {
                 }
             }
             recv(self.commands) -> command => return Ok(command.map_or(Flow::Stop, |command| self.command(command))),
-            default(within) => {
-                if self.scheduler.overdue(now_us()).is_some() {
-                    return Err(self.overdue(now_us()));
-                }
-            }
+            default(within) => return self.in_time(),
         }
         Ok(Flow::On)
+    }
+
+    /// Nothing came: ends the ring when that is for too long.
+    fn in_time(&self) -> Result<Flow, NodeError> {
+        match self.scheduler.overdue(now_us()) {
+            Some(_) => Err(self.overdue(now_us())),
+            None => Ok(Flow::On),
+        }
     }
 
     fn admit(

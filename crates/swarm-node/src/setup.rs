@@ -25,6 +25,7 @@ use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeS
 use crate::error::NodeError;
 use crate::give::{self, Gift, Giving};
 use crate::holdings;
+use crate::inbox::{Beside, Upstream, receive_frames};
 use crate::machine;
 use crate::measure::Survey;
 use crate::outbox::Outbox;
@@ -33,7 +34,6 @@ use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
 use crate::shelf::{HeldModel, OWN, Shelf};
-use crate::stage_loop::{Upstream, receive_frames};
 use crate::stage_setup::{
     StageNeed, StageOrder, fetch, load, load_source, meter, model_shape, origin, wire_quant,
 };
@@ -591,8 +591,8 @@ impl Assembly<'_> {
                 started[index] = true;
             }
         }
-        let inbox =
-            receive_frames(Upstream { receiver: tokens.receiver, receipts: tokens.sender }, &self.limits)?;
+        let upstream = Upstream { receiver: tokens.receiver, receipts: tokens.sender };
+        let inbox = receive_frames(upstream, &self.limits, Beside::Others)?;
         let silent = room.on_silence(first);
         let next = Outbox::new(hidden.sender, hidden.receiver, self.epoch, &self.limits, silent)?;
         Ok(Some(Ring { next, inbox }))
