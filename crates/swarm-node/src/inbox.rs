@@ -83,6 +83,16 @@ pub(crate) enum Beside {
     Others,
 }
 
+impl Beside {
+    /// Sets how a link is waited on.
+    fn waits_on(self, link: &mut swarm_link::Receiver) -> Result<(), LinkError> {
+        match self {
+            Self::Nothing => link.set_idle_timeout(None),
+            Self::Others => link.set_looks(ANSWER_LOOK, ANSWER_WHOLE),
+        }
+    }
+}
+
 /// What reading brought.
 pub(crate) enum Read {
     Frame(Inbound),
@@ -112,7 +122,7 @@ struct Shared {
 }
 
 struct Desk {
-    /// Here while nobody reads it.
+    /// Here while nobody reads it, and waited on as the computing thread does.
     link: Option<swarm_link::Receiver>,
     /// Since when.
     left: Instant,
@@ -164,6 +174,7 @@ pub(crate) fn receive_frames(
     let Upstream { receiver: mut link, receipts: sender } = upstream;
     let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
     link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
+    beside.waits_on(&mut link)?;
     let (sink, frames) = bounded(queue(limits));
     let (used, buffers) = bounded::<Vec<u8>>(queue(limits).saturating_add(1));
     let desk = Desk {
@@ -304,15 +315,6 @@ impl Shared {
         // Full only when there are enough buffers already.
         let _ = self.used.try_send(bytes);
     }
-
-    /// Sets how a link is waited on by the computing thread, or by the stand-in, which has nothing else to do.
-    fn set_waits(&self, link: &mut swarm_link::Receiver, here: bool) -> Result<(), InboxEnd> {
-        let set = match (here, self.beside) {
-            (true, Beside::Others) => link.set_looks(ANSWER_LOOK, ANSWER_WHOLE),
-            (true, Beside::Nothing) | (false, _) => link.set_idle_timeout(None),
-        };
-        set.map_err(InboxEnd::Link)
-    }
 }
 
 /// The thread that receives while the other one computes.
@@ -324,11 +326,8 @@ struct StandIn {
 impl StandIn {
     fn run(&self) {
         while let Some(mut link) = self.take() {
-            let ended = match self.shared.set_waits(&mut link, false) {
-                Ok(()) => self.read(link),
-                Err(end) => Err(end),
-            };
-            if let Err(end) = ended {
+            let set = Beside::Nothing.waits_on(&mut link).map_err(InboxEnd::Link);
+            if let Err(end) = set.and_then(|()| self.read(link)) {
                 lock(&self.shared.desk).ended_with(end);
                 return;
             }
@@ -376,7 +375,7 @@ impl StandIn {
                 }
                 continue;
             }
-            self.shared.set_waits(&mut link, true)?;
+            self.shared.beside.waits_on(&mut link).map_err(InboxEnd::Link)?;
             desk.link = Some(link);
             desk.left = Instant::now();
             // Somebody waits, so the queue is empty.
