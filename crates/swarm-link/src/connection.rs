@@ -178,6 +178,19 @@ impl Receiver {
         let timeout = timeout.map(at_least_one_ms);
         self.stream.0.set_read_timeout(timeout).map_err(system("setting a read timeout"))?;
         self.idle_timeout = timeout;
+        self.records.set_whole_within(None);
+        Ok(())
+    }
+
+    /// For a thread that has other things to do as well: [`LinkError::Idle`] comes every `look`, also when a message is
+    /// partly here, and receiving again goes on with it. Only one that is longer than a record, and has begun, is waited
+    /// for until it is whole, `whole_within` at most. Until the idle timeout is set again.
+    ///
+    /// # Errors
+    /// [`LinkError::System`] when the socket is gone.
+    pub fn set_looks(&mut self, look: Duration, whole_within: Duration) -> Result<(), LinkError> {
+        self.set_idle_timeout(Some(look))?;
+        self.records.set_whole_within(Some(whole_within));
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use snow::StatelessTransportState;
 
@@ -175,6 +175,8 @@ pub(crate) struct RecordReader<R> {
     read_at: Option<Instant>,
     /// When the first bytes of the last message were here.
     began_at: Option<Instant>,
+    /// Set: a timeout of the stream is a look around, and a message that has begun must be whole after so long.
+    whole_within: Option<Duration>,
 }
 
 impl<R: Read> RecordReader<R> {
@@ -192,6 +194,7 @@ impl<R: Read> RecordReader<R> {
             broken: false,
             read_at: None,
             began_at: None,
+            whole_within: None,
         }
     }
 
@@ -202,6 +205,11 @@ impl<R: Read> RecordReader<R> {
 
     pub(crate) fn set_bytes_max(&mut self, bytes_max: usize) {
         self.bytes_max = bytes_max;
+    }
+
+    /// A timeout is an end only between two messages (`None`), or where nothing of one was used yet.
+    pub(crate) fn set_whole_within(&mut self, whole_within: Option<Duration>) {
+        self.whole_within = whole_within;
     }
 
     /// Puts the next message into `message`; returns the bytes it took on the stream. After any error but
@@ -313,15 +321,24 @@ impl<R: Read> RecordReader<R> {
                 }
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut if between => {
-                        return Err(LinkError::Idle { waited_ms: 0 });
-                    }
-                    ErrorKind::WouldBlock | ErrorKind::TimedOut => return Err(LinkError::Stalled),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut => self.timed_out(between, boundary)?,
                     _ => return Err(lost(error)),
                 },
             }
         }
         Ok(())
+    }
+
+    /// No bytes came for the stream's timeout: goes on waiting, or says how that ends.
+    fn timed_out(&self, between: bool, boundary: bool) -> Result<(), LinkError> {
+        let began = || self.began_at.map_or(Duration::ZERO, |began| began.elapsed());
+        match self.whole_within {
+            _ if between => Err(LinkError::Idle { waited_ms: 0 }),
+            // What is here of the first record stays in the buffer.
+            Some(_) if boundary => Err(LinkError::Idle { waited_ms: 0 }),
+            Some(within) if began() < within => Ok(()),
+            _ => Err(LinkError::Stalled),
+        }
     }
 }
 

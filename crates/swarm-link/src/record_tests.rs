@@ -227,14 +227,38 @@ fn worn_out_keys_are_not_used() {
     assert!(matches!(reader.receive(&mut message), Err(LinkError::WornOut)));
 }
 
+/// Times out when its bytes are at an end.
+struct Silent<'a>(&'a [u8]);
+
+impl Read for Silent<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.0.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { self.0.read(out) }
+    }
+}
+
+#[test]
+fn a_reader_that_looks_around_goes_on_with_a_message_that_is_partly_here() {
+    let (one, two) = ends();
+    let (short, long) = (b"short".as_slice(), pattern(PLAIN_MAX + 100, 3));
+    let wires = sealed(&one, &[short, &long]);
+    let mut message = Vec::new();
+    for cut in 0..wires[0].len() {
+        let mut looking = reader(&two, Silent(&wires[0][..cut]));
+        looking.set_whole_within(Some(Duration::ZERO));
+        for _ in 0..2 {
+            assert!(matches!(looking.receive(&mut message), Err(LinkError::Idle { .. })), "cut at {cut}");
+        }
+        looking.input.0 = &wires[0][cut..];
+        looking.receive(&mut message).unwrap();
+        assert_eq!(message, short);
+        // What does not fit a record is not waited for without end once its first record was used.
+        looking.input.0 = &wires[1][..wires[1].len() - 1];
+        assert!(matches!(looking.receive(&mut message), Err(LinkError::Stalled)));
+    }
+}
+
 #[test]
 fn silence_between_messages_is_not_an_end_but_silence_within_one_is() {
-    struct Silent<'a>(&'a [u8]);
-    impl Read for Silent<'_> {
-        fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-            if self.0.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { self.0.read(out) }
-        }
-    }
     let (one, two) = ends();
     let wires = sealed(&one, &[b"first", b"second"]);
     let mut message = Vec::new();

@@ -21,11 +21,11 @@ use swarm_wire::{
 use crate::clock::now_us;
 use crate::deadlines::{EXPLANATION, GRACE, IDLE};
 use crate::error::{NodeError, chain};
+use crate::inbox::{Inbound, Inbox, InboxEnd, Read};
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::room::{Note, NoteKind, Room};
 use crate::runner::{Failure, StageRunner};
-use crate::stage_loop::{Inbound, Inbox, InboxEnd};
 use crate::traffic::TRAFFIC;
 use crate::watch::{LapTrace, Meter, TRACE_LAPS_MAX};
 
@@ -99,6 +99,15 @@ struct Departed {
     bytes_out: u64,
 }
 
+/// A lap that came back, and is not yet in the telemetry.
+struct Returned {
+    departed: Departed,
+    lap: u64,
+    trail: Vec<StageTime>,
+    arrival: Arrival,
+    bytes_in: u64,
+}
+
 struct Owner {
     events: Sender<SessionNews>,
     telemetry: SessionTelemetry,
@@ -123,6 +132,7 @@ pub(crate) struct Coordinator {
     down: bool,
     owners: BTreeMap<SessionId, Owner>,
     departed: VecDeque<Departed>,
+    returned: Vec<Returned>,
     plan: StepPlan,
     out: Vec<u8>,
     lap: LapTimes,
@@ -168,6 +178,7 @@ impl Coordinator {
             down: false,
             owners: BTreeMap::new(),
             departed: VecDeque::new(),
+            returned: Vec::new(),
             plan: StepPlan::default(),
             out: Vec::new(),
             lap: LapTimes::default(),
@@ -211,7 +222,10 @@ impl Coordinator {
                 Some(Action::Open(session)) => self.open(session)?,
                 Some(Action::Close(session)) => self.close(session)?,
                 Some(Action::Truncate(session, position)) => self.truncate(session, position)?,
-                Some(Action::Step(head)) => self.step(head)?,
+                Some(Action::Step(head)) => {
+                    self.step(head)?;
+                    self.measure_returned();
+                }
                 Some(_) => {}
             }
             self.deliver();
@@ -262,6 +276,16 @@ impl Coordinator {
 
     /// Waits for whatever comes first: a request, an answer, news of a member, or a deadline.
     fn wait(&mut self) -> Result<Flow, NodeError> {
+        self.measure_returned();
+        // Whatever else comes meanwhile is looked at when the answer is here, or `ANSWER_LOOK` later.
+        if let Some(ring) = self.ring.as_ref().filter(|_| self.scheduler.frames_in_flight() > 0) {
+            match ring.inbox.read() {
+                Read::Frame(inbound) => return self.answer(inbound).map(|()| Flow::On),
+                Read::Nothing => return self.in_time(),
+                Read::Ended => return Err(self.tail_ended()),
+                Read::Queue => {}
+            }
+        }
         let now = now_us();
         let deadline = self.scheduler.next_deadline_us();
         // A process that was stopped finds its deadline passed, and the answer that is here not yet decrypted.
@@ -282,13 +306,17 @@ impl Coordinator {
                 }
             }
             recv(self.commands) -> command => return Ok(command.map_or(Flow::Stop, |command| self.command(command))),
-            default(within) => {
-                if self.scheduler.overdue(now_us()).is_some() {
-                    return Err(self.overdue(now_us()));
-                }
-            }
+            default(within) => return self.in_time(),
         }
         Ok(Flow::On)
+    }
+
+    /// Nothing came: ends the ring when that is for too long.
+    fn in_time(&self) -> Result<Flow, NodeError> {
+        match self.scheduler.overdue(now_us()) {
+            Some(_) => Err(self.overdue(now_us())),
+            None => Ok(Flow::On),
+        }
     }
 
     fn admit(
@@ -362,8 +390,8 @@ impl Coordinator {
             self.fail_sessions(failures);
             let arrival = Arrival { arriving_us: finished_us, received_us: finished_us };
             self.departed.push_back(departed);
-            let trail = [own_time(received_us, started_us, finished_us)];
-            return self.lap_done(head, items.iter().copied(), &trail, arrival, 0);
+            let trail = vec![own_time(received_us, started_us, finished_us)];
+            return self.lap_done(head, items.iter().copied(), trail, arrival, 0);
         }
         let finished_us = now_us();
         self.fail_sessions(failures);
@@ -423,16 +451,15 @@ impl Coordinator {
     }
 
     fn tokens(&mut self, view: &TokensView<'_>, inbound: &Inbound) -> Result<(), NodeError> {
-        let trail: Vec<StageTime> = view.trail().collect();
-        self.lap_done(view.head, view.items(), &trail, inbound.arrival, inbound.wire_bytes)
+        self.lap_done(view.head, view.items(), view.trail().collect(), inbound.arrival, inbound.wire_bytes)
     }
 
-    /// Notes a lap's times for its sessions and gives its tokens to the scheduler.
+    /// Gives a lap's tokens to the scheduler. Its times are noted when the next step is on its way.
     fn lap_done(
         &mut self,
         head: FrameHead,
         items: impl Iterator<Item = TokenOut> + Clone,
-        trail: &[StageTime],
+        trail: Vec<StageTime>,
         arrival: Arrival,
         bytes_in: u64,
     ) -> Result<(), NodeError> {
@@ -440,7 +467,7 @@ impl Coordinator {
         if head.epoch == self.scheduler.epoch()
             && let Some(departed) = self.departed.pop_front()
         {
-            self.measure(&departed, head.lap, trail, arrival, bytes_in);
+            self.returned.push(Returned { departed, lap: head.lap, trail, arrival, bytes_in });
         }
         let arrived = self.scheduler.lap_arrived(now_us(), head, items);
         arrived.map_err(|error| self.bad_tail(error.to_string(), CloseCode::Order))
@@ -450,17 +477,18 @@ impl Coordinator {
         NodeError::BadPeer { node: self.tail(), what: what.into(), code }
     }
 
-    fn measure(
-        &mut self,
-        departed: &Departed,
-        lap: u64,
-        trail: &[StageTime],
-        arrival: Arrival,
-        bytes_in: u64,
-    ) {
+    /// Notes the times of the laps that came back, for their sessions.
+    fn measure_returned(&mut self) {
+        let mut returned = std::mem::take(&mut self.returned);
+        returned.drain(..).for_each(|lap| self.measure(lap));
+        self.returned = returned;
+    }
+
+    fn measure(&mut self, returned: Returned) {
+        let Returned { departed, lap, trail, arrival, bytes_in } = returned;
         let mut offsets = vec![Some(0)];
         offsets.extend(self.room.members.iter().map(|member| member.offset_us()));
-        self.lap.read(trail, &offsets, arrival);
+        self.lap.read(&trail, &offsets, arrival);
         if !departed.prefill {
             self.meter.lap(&self.lap);
         }
@@ -498,6 +526,7 @@ impl Coordinator {
                     }
                 }
                 Event::Finished { session, reason, .. } => {
+                    self.measure_returned();
                     if let Some(Owner { events, telemetry, .. }) = self.owners.remove(&session) {
                         let _ = events.send(SessionNews::Finished { reason, telemetry: Box::new(telemetry) });
                     }

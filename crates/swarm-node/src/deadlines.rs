@@ -38,8 +38,16 @@ deadlines! {
     ACKNOWLEDGE = 2_500;
     /// Between two looks whether a receipt is late.
     RECEIPT_LOOK = 100;
+    /// Receipts that are on their way, when those that are here have been read.
+    RECEIPT_HERE = 1;
     /// The receipt of a batch; then an echo is sent behind it, and one that is back before the receipt proves that the batch was lost.
     RECEIPT_LATE = 50;
+    /// A thread that computes to read its link again; then another one reads it, and acknowledges what came.
+    STAND_IN = 50;
+    /// The answer of a lap, between two looks of the coordinator at what else there is to do.
+    ANSWER_LOOK = 50;
+    /// The rest of a long answer that has begun; then the link is closed.
+    ANSWER_WHOLE = 2_500;
     /// The pings of a coordinator; without one a worker takes it for gone and frees its stage.
     COORDINATOR_SILENT = 8_000;
     /// The first message on a connection to a worker; then it is closed.
@@ -223,6 +231,8 @@ mod tests {
         let missed_us = (ACKNOWLEDGE + 2 * RECEIPT_LOOK).as_micros();
         assert!(missed_us <= DEAD.as_micros());
         assert!(missed_us <= u128::from(swarm_ring::Timers::default().lap_us_min));
+        // A lap's deadline is looked at between two looks for its answer.
+        const { assert!(GRACE.as_millis() <= ANSWER_LOOK.as_millis()) };
         // A worker that waits for its memory is not taken for silent.
         const { assert!(STAGE_TURN.as_millis() < LOADING_SILENT.as_millis()) };
         assert!(ANSWER_SILENT.as_micros() > u128::from(swarm_ring::Timers::default().lap_us_max));

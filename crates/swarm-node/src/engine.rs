@@ -23,6 +23,12 @@ use crate::setup;
 use crate::watch::{EngineWatch, Meter};
 use swarm_wire::LoadSource;
 
+/// Prompt rows in one frame on one node: more of them share each pass over the weights.
+pub const CHUNK_ALONE: usize = 128;
+/// The same where stages follow each other: while the first chunk is on its way to the last stage, and the last one after
+/// it, not all of them work, so shorter chunks gain more than each loses.
+pub const CHUNK_IN_RING: usize = 64;
+
 /// How an engine is started.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -48,8 +54,8 @@ pub struct EngineConfig {
     pub search: WorkerSearch,
     /// Sessions open at once.
     pub sessions_max: usize,
-    /// Prompt rows in one frame.
-    pub chunk: usize,
+    /// Prompt rows in one frame; by default [`CHUNK_ALONE`], and [`CHUNK_IN_RING`] where stages follow each other.
+    pub chunk: Option<usize>,
     /// What this node calls itself.
     pub name: String,
     /// Where reached peers are remembered.
@@ -92,7 +98,7 @@ impl EngineConfig {
             cut: None,
             search: WorkerSearch::default(),
             sessions_max: 16,
-            chunk: 128,
+            chunk: None,
             name: crate::machine::host_name(),
             state_dir: None,
             read_gb_s: None,

@@ -3,7 +3,7 @@
 //! [`Engine`] is what everything above uses: a model that answers, on one node or spread over many. [`Worker`] offers
 //! a computer to the room. Decisions are `swarm-ring`'s; this room owns the clock, the threads and the wiring.
 //!
-//! The data path of a step is four named functions on every node: receive ([`stage_loop::receive_frames`]), admit
+//! The data path of a step is four named functions on every node: receive ([`inbox::receive_frames`]), admit
 //! (`StageLoop::admit`), forward (`StageRunner::forward`), send (`StageLoop::send_batch`); the coordinator's end of it
 //! is `coordinator.rs`.
 
@@ -23,6 +23,7 @@ mod generation;
 mod give;
 mod heal;
 mod holdings;
+mod inbox;
 mod keep;
 mod lend;
 mod link_probe;

@@ -11,12 +11,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use swarm_link::LinkError;
 use swarm_wire::{ACK_BYTES, Ack, Echo, Epoch, Limits, Receipt};
 
 use crate::clock::now_us;
-use crate::deadlines::{ACKNOWLEDGE, RECEIPT_LATE, RECEIPT_LOOK};
+use crate::deadlines::{ACKNOWLEDGE, RECEIPT_HERE, RECEIPT_LATE, RECEIPT_LOOK};
 use crate::error::NodeError;
 use crate::serve::limit_sender;
 use crate::worker::spawn;
@@ -32,6 +32,8 @@ pub(crate) struct Outbox {
     /// Shared with the thread that sends echoes.
     sender: Arc<Mutex<swarm_link::Sender>>,
     due: Arc<Due>,
+    /// Dropped with this, which the thread that reads receipts sees.
+    _open: Sender<()>,
 }
 
 /// What is due on the connection.
@@ -96,6 +98,11 @@ impl Due {
         due.echo
     }
 
+    /// Whether an echo is on its way.
+    fn is_asked(&self) -> bool {
+        self.lock().echo.is_some()
+    }
+
     /// Takes an echo that is back. A batch from before it that is still due was lost.
     fn echoed(&self, lap: u64, now_us: u64) -> Result<(), String> {
         let mut due = self.lock();
@@ -137,9 +144,10 @@ impl Outbox {
         let sender = Arc::new(Mutex::new(limit_sender(sender, limits)?));
         let due = Arc::<Due>::default();
         let echoes = send_echoes(sender.clone(), due.clone(), epoch)?;
-        let receipts = Receipts { receiver, epoch, due: due.clone(), echoes };
+        let (_open, open) = bounded(0);
+        let receipts = Receipts { receiver, epoch, due: due.clone(), echoes, open };
         spawn("receipts", move || receipts.read(silent))?;
-        Ok(Self { sender, due })
+        Ok(Self { sender, due, _open })
     }
 
     /// Sends a frame; returns the bytes it took on the wire.
@@ -159,7 +167,7 @@ fn send_echoes(
     sender: Arc<Mutex<swarm_link::Sender>>,
     due: Arc<Due>,
     epoch: Epoch,
-) -> Result<crossbeam_channel::Sender<()>, NodeError> {
+) -> Result<Sender<()>, NodeError> {
     let (asks, asked) = bounded(1);
     spawn("echoes", move || {
         while asked.recv().is_ok() {
@@ -179,40 +187,64 @@ struct Receipts {
     epoch: Epoch,
     due: Arc<Due>,
     /// To the thread that sends echoes.
-    echoes: crossbeam_channel::Sender<()>,
+    echoes: Sender<()>,
+    /// Ends with the outbox.
+    open: Receiver<()>,
 }
 
 impl Receipts {
     /// Reads until the link ends, which others notice, or until the other end breaks its word.
     fn read(mut self, silent: OnSilence) {
         self.receiver.set_message_bytes_max(ACK_BYTES);
-        if self.receiver.set_idle_timeout(Some(RECEIPT_LOOK)).is_err() {
-            return;
-        }
-        let mut bytes = Vec::new();
-        // A process that was stopped finds the time gone by, and the receipts not yet read: two looks must agree.
-        let mut suspected = None;
+        let (mut bytes, mut suspected, mut hurried) = (Vec::new(), None, false);
         loop {
-            let fault = match self.receiver.receive(&mut bytes) {
-                Ok(_) => self.receipt(&bytes).err(),
-                Err(LinkError::Idle { .. }) => {
-                    let now = now_us();
-                    if self.due.late(now) {
-                        // Full: that thread has not got round to the last one.
-                        let _ = self.echoes.try_send(());
+            // Receipts are read some at a time: whoever woke for each would take the core from the step that follows it.
+            let gone =
+                !hurried && self.open.recv_timeout(RECEIPT_LOOK) == Err(RecvTimeoutError::Disconnected);
+            let within = if hurried || gone { RECEIPT_LOOK } else { RECEIPT_HERE };
+            if self.receiver.set_idle_timeout(Some(within)).is_err() {
+                return;
+            }
+            let fault = loop {
+                match self.receiver.receive(&mut bytes) {
+                    Ok(_) => {
+                        let fault = self.receipt(&bytes).err();
+                        hurried &= self.due.is_asked();
+                        if fault.is_some() || !(hurried || gone) && within == RECEIPT_LOOK {
+                            break fault;
+                        }
                     }
-                    let overdue = self.due.overdue(now);
-                    let twice = overdue.filter(|(lap, _)| suspected == Some(*lap));
-                    suspected = overdue.map(|(lap, _)| lap);
-                    twice.map(|(lap, us)| format!("did not acknowledge lap {lap} for {} ms", us / 1000))
+                    Err(LinkError::Idle { .. }) => {
+                        hurried = self.ask_when_late();
+                        break self.overdue(&mut suspected);
+                    }
+                    Err(_) => return,
                 }
-                Err(_) => return,
             };
             if let Some(fault) = fault {
                 silent(fault);
                 return;
             }
         }
+    }
+
+    /// Has an echo sent behind a batch whose receipt is late. Whether one is on its way now.
+    fn ask_when_late(&self) -> bool {
+        let late = self.due.late(now_us());
+        if late {
+            // Full: that thread has not got round to the last one.
+            let _ = self.echoes.try_send(());
+        }
+        late || self.due.is_asked()
+    }
+
+    /// A receipt that did not come. A process that was stopped finds the time gone by, and the receipts not yet read:
+    /// two looks must agree.
+    fn overdue(&self, suspected: &mut Option<u64>) -> Option<String> {
+        let overdue = self.due.overdue(now_us());
+        let twice = overdue.filter(|(lap, _)| *suspected == Some(*lap));
+        *suspected = overdue.map(|(lap, _)| lap);
+        twice.map(|(lap, us)| format!("did not acknowledge lap {lap} for {} ms", us / 1000))
     }
 
     fn receipt(&self, bytes: &[u8]) -> Result<(), String> {

@@ -21,14 +21,13 @@ use crate::ask::{LinkSupplier, SourceNode, catalogue};
 use crate::control::{self, ControlSender};
 use crate::deadlines::{ASSEMBLY, DIAL, FRAME_WRITE, LOADING_NEWS, STAGE_TURN, SUPPLY_COMES};
 use crate::error::NodeError;
+use crate::inbox::{Beside, Inbox, InboxEnd, Upstream, receive_frames};
 use crate::machine;
 use crate::outbox::Outbox;
 use crate::refusals::Refusals;
 use crate::runner::StageRunner;
 use crate::shelf::HeldModel;
-use crate::stage_loop::{
-    Downstream, Inbox, InboxEnd, StageCounters, StageLoop, StepDone, Upstream, receive_frames,
-};
+use crate::stage_loop::{Downstream, StageCounters, StageLoop, StepDone};
 use crate::stage_setup::{
     StageNeed, StageOrder, Supplied, WantedModel, fetch, find_model, load, load_source, meter, own_quant,
 };
@@ -301,7 +300,7 @@ impl StageBody {
             weight_bytes_per_token: stage.bytes_per_token() as u64,
         }))?;
         let (upstream, downstream) = self.connect()?;
-        let inbox = receive_frames(upstream, &self.order.limits)?;
+        let inbox = receive_frames(upstream, &self.order.limits, Beside::Nothing)?;
         self.say(&Control::Started { epoch: self.order.epoch })?;
         let (layers, layers_total) = (self.layers(), self.order.layers_total as usize);
         let tail = self.order.tail;

@@ -21,10 +21,13 @@ use crate::ask::SourceNode;
 use crate::control;
 use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
-use crate::engine::{EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, ToFetch};
+use crate::engine::{
+    CHUNK_ALONE, CHUNK_IN_RING, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, ToFetch,
+};
 use crate::error::NodeError;
 use crate::give::{self, Gift, Giving};
 use crate::holdings;
+use crate::inbox::{Beside, Upstream, receive_frames};
 use crate::machine;
 use crate::measure::Survey;
 use crate::outbox::Outbox;
@@ -33,7 +36,6 @@ use crate::room::{Member, Note, NoteKind, Room, gather};
 use crate::runner::StageRunner;
 use crate::serve::dial_data;
 use crate::shelf::{HeldModel, OWN, Shelf};
-use crate::stage_loop::{Upstream, receive_frames};
 use crate::stage_setup::{
     StageNeed, StageOrder, fetch, load, load_source, meter, model_shape, origin, wire_quant,
 };
@@ -291,16 +293,19 @@ pub(crate) fn scheduler(
 ) -> Result<Scheduler, NodeError> {
     let failed = |error: swarm_ring::ConfigError| NodeError::Request(crate::error::chain(&error));
     let frames_in_flight_max = u32::try_from(parts.plan.placement.stages.len() + 1).unwrap_or(u32::MAX);
+    let by_stages = if parts.plan.placement.stages.len() > 1 { CHUNK_IN_RING } else { CHUNK_ALONE };
+    let chunk = u32::try_from(config.chunk.unwrap_or(by_stages)).unwrap_or(u32::MAX);
     if let Some(mut scheduler) = earlier {
         scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
         scheduler.set_frames_in_flight_max(frames_in_flight_max);
+        scheduler.set_chunk(chunk);
         return Ok(scheduler);
     }
     Scheduler::new(SchedulerConfig {
         epoch,
         limits: parts.limits,
         sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
-        chunk: u32::try_from(config.chunk).unwrap_or(u32::MAX),
+        chunk,
         frames_in_flight_max,
         timers: Timers::default(),
     })
@@ -327,7 +332,7 @@ fn limits(
         width: small("the model's width", model.config().hidden_size)?,
         vocab: small("the vocabulary", model.config().vocab_size)?,
         context_max: small("the context", context)?,
-        tokens_max: small("the prompt chunk", config.chunk.max(config.sessions_max))?,
+        tokens_max: small("the prompt chunk", config.chunk.unwrap_or(CHUNK_ALONE).max(config.sessions_max))?,
         segments_max: small("the number of sessions", config.sessions_max)?,
         stages_max: small("the number of nodes", stages)?,
     };
@@ -591,8 +596,8 @@ impl Assembly<'_> {
                 started[index] = true;
             }
         }
-        let inbox =
-            receive_frames(Upstream { receiver: tokens.receiver, receipts: tokens.sender }, &self.limits)?;
+        let upstream = Upstream { receiver: tokens.receiver, receipts: tokens.sender };
+        let inbox = receive_frames(upstream, &self.limits, Beside::Others)?;
         let silent = room.on_silence(first);
         let next = Outbox::new(hidden.sender, hidden.receiver, self.epoch, &self.limits, silent)?;
         Ok(Some(Ring { next, inbox }))

@@ -1,41 +1,26 @@
 //! The data path of a worker's stage: receive, admit, forward, send.
 //!
-//! One thread receives and decrypts, one computes and sends. Between them is a short bounded queue, so the next
-//! chunk of a prompt arrives while this one is computed, and a slow stage slows its sender down instead of filling
-//! memory. Buffers go round; nothing is allocated per step once they have grown.
+//! One thread computes and sends, and receives while it has nothing to compute (`inbox.rs`). Otherwise another one
+//! receives and decrypts, into a short bounded queue, so the next chunk of a prompt arrives while this one is computed,
+//! and a slow stage slows its sender down instead of filling memory. Buffers go round; nothing is allocated per step
+//! once they have grown.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use swarm_link::LinkError;
-use swarm_ring::{Arrival, Gate};
+use swarm_ring::Gate;
 use swarm_wire::{
-    Ack, CloseCode, Closing, Echo, Epoch, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits,
-    NodeId, OpenView, SegmentHead, StageTime, Tokens, patch_sent_us,
+    CloseCode, Failed, Frame, FrameHead, FrameView, Hidden, HiddenView, Limits, NodeId, OpenView,
+    SegmentHead, StageTime, Tokens, patch_sent_us,
 };
 
-use crate::clock::{at_us, now_us};
+use crate::clock::now_us;
 use crate::error::NodeError;
+use crate::inbox::{Inbound, Inbox};
 use crate::outbox::Outbox;
-use crate::refusals::Refusals;
 use crate::runner::{Failure, StageRunner};
 use crate::serve::broken_on;
 use crate::traffic::TRAFFIC;
-
-/// Frames that may wait for the compute thread: all batches that a ring of so many stages has on its way, and the
-/// beginning and end of every session. A slow stage must not keep the receiving thread from acknowledging.
-pub(crate) fn queue(limits: &Limits) -> usize {
-    let (stages, sessions) = (limits.stages_max as usize, limits.segments_max as usize);
-    stages.saturating_add(1).saturating_add(sessions.saturating_mul(2))
-}
-
-/// A frame as it came.
-pub(crate) struct Inbound {
-    pub bytes: Vec<u8>,
-    pub arrival: Arrival,
-    pub wire_bytes: u64,
-}
 
 /// Where a stage sends its frames.
 pub(crate) enum Downstream {
@@ -81,124 +66,6 @@ pub(crate) struct StageCounters {
     pub sessions: AtomicU64,
 }
 
-/// Frames that a thread of its own receives. The frames end when the link does; `end` then says why.
-pub(crate) struct Inbox {
-    pub frames: Receiver<Inbound>,
-    used: Sender<Vec<u8>>,
-    end: Receiver<InboxEnd>,
-    /// Shared with the receiving thread, which holds it only to write a receipt.
-    receipts: Arc<Mutex<swarm_link::Sender>>,
-}
-
-/// Why no more frames come.
-#[derive(Debug)]
-pub(crate) enum InboxEnd {
-    Link(LinkError),
-    /// The other end closed the link and said why.
-    Told(CloseCode),
-}
-
-impl InboxEnd {
-    /// What the other end is told of this; `None` where it is not to blame.
-    pub fn code(&self) -> Option<CloseCode> {
-        match self {
-            Self::Link(error) => crate::refusals::link_code(error),
-            Self::Told(_) => None,
-        }
-    }
-
-    /// The end of the link with `node` as an error.
-    pub fn into_error(self, node: &str) -> NodeError {
-        match self {
-            Self::Link(error) => error.into(),
-            Self::Told(code) => NodeError::Closed { node: node.to_owned(), code },
-        }
-    }
-}
-
-impl Inbox {
-    /// Gives a frame's buffer back.
-    pub fn recycle(&self, inbound: Inbound) {
-        // Full only when the receiver has enough buffers already.
-        let _ = self.used.try_send(inbound.bytes);
-    }
-
-    /// Why the link ended, once the frames have.
-    pub fn end(&self) -> Option<InboxEnd> {
-        self.end.try_recv().ok()
-    }
-
-    /// Counts `code` and tells it to the other end, whose link is about to be closed.
-    pub fn refuse(&self, refusals: &Refusals, epoch: Epoch, code: CloseCode) {
-        // The receiving thread may be about to acknowledge; it holds the sender no longer than a write may take.
-        let mut receipts = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
-        refusals.tell(&mut receipts, epoch, code);
-    }
-}
-
-/// The two halves of a data connection that frames come on: they are received on one, and acknowledged on the other.
-pub(crate) struct Upstream {
-    pub receiver: swarm_link::Receiver,
-    pub receipts: swarm_link::Sender,
-}
-
-/// Receives, decrypts and acknowledges frames on a thread of its own until the link ends or the inbox is dropped.
-pub(crate) fn receive_frames(upstream: Upstream, limits: &Limits) -> Result<Inbox, NodeError> {
-    let Upstream { receiver: mut link, receipts } = upstream;
-    let receipts = Arc::new(Mutex::new(receipts));
-    let receipt_sink = receipts.clone();
-    let bytes_max = limits.frame_bytes_max().map_err(|e| NodeError::Request(e.to_string()))?;
-    link.set_message_bytes_max(usize::try_from(bytes_max).unwrap_or(usize::MAX));
-    let (sink, frames) = bounded(queue(limits));
-    let (used, buffers) = bounded::<Vec<u8>>(queue(limits).saturating_add(1));
-    let (last_word, end) = bounded(1);
-    let body = move || {
-        loop {
-            let mut bytes = buffers.try_recv().unwrap_or_default();
-            match link.receive(&mut bytes) {
-                Ok(wire_bytes) => {
-                    let received_us = now_us();
-                    let arriving_us = link.began_at().map_or(received_us, at_us).min(received_us);
-                    let arrival = Arrival { arriving_us, received_us };
-                    let ack = Ack::of(&bytes);
-                    if ack.is_none()
-                        && let Ok(closing) = Closing::decode(&bytes)
-                    {
-                        let _ = last_word.send(InboxEnd::Told(closing.code));
-                        return;
-                    }
-                    // Behind the receipts of all that came before it, and by the same thread: that order is what it proves.
-                    if let Ok(echo) = Echo::decode(&bytes) {
-                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
-                        let _ = receipts.send(&[&echo.encode()]);
-                        continue;
-                    }
-                    let inbound = Inbound { bytes, arrival, wire_bytes: wire_bytes as u64 };
-                    if sink.send(inbound).is_err() {
-                        return;
-                    }
-                    // After the batch is on its way to the thread that computes, which need not wait for it. An end of
-                    // the link is found when the next frame does not come.
-                    if let Some(ack) = ack {
-                        let mut receipts = receipt_sink.lock().unwrap_or_else(PoisonError::into_inner);
-                        let _ = receipts.send(&[&ack.encode()]);
-                    }
-                }
-                Err(LinkError::Idle { .. }) => {}
-                Err(error) => {
-                    let _ = last_word.send(InboxEnd::Link(error));
-                    return;
-                }
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("receive".into())
-        .spawn(body)
-        .map_err(|source| NodeError::System { what: "a thread cannot be started".into(), source })?;
-    Ok(Inbox { frames, used, end, receipts })
-}
-
 /// A stage at work between its upstream and its downstream.
 pub(crate) struct StageLoop<'a> {
     pub runner: StageRunner,
@@ -216,7 +83,7 @@ pub(crate) struct StageLoop<'a> {
 impl StageLoop<'_> {
     /// Serves frames until the upstream ends (`Ok`) or something breaks.
     pub fn run(&mut self, inbox: &Inbox) -> Result<(), NodeError> {
-        while let Ok(inbound) = inbox.frames.recv() {
+        while let Some(inbound) = inbox.next() {
             let under_way = TRAFFIC.step();
             self.step(&inbound)?;
             drop(under_way);

@@ -15,8 +15,8 @@ use swarm_weights::{
 use swarm_wire::{Limits, LoadSource, Origin};
 
 use crate::error::NodeError;
+use crate::inbox::queue;
 use crate::profile::{Meter, Profiles, layer_shape};
-use crate::stage_loop::queue;
 
 /// Frames of the largest size that a stage holds at once beside those that wait: one being received, one being
 /// computed, its rows, and the one being sent.

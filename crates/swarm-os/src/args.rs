@@ -329,9 +329,9 @@ pub struct BenchArgs {
     /// Measured rounds, after one that is not counted
     #[arg(long, default_value_t = 3, value_parser = count())]
     pub rounds: usize,
-    /// Prompt rows in one frame
-    #[arg(long, default_value_t = 128, value_parser = count())]
-    pub chunk: usize,
+    /// Prompt rows in one frame [default: 128 on one node, 64 on several]
+    #[arg(long, value_parser = count())]
+    pub chunk: Option<usize>,
     /// One JSON object
     #[arg(long)]
     pub json: bool,

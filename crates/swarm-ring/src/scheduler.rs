@@ -597,6 +597,11 @@ impl Scheduler {
         self.config.frames_in_flight_max = frames.max(1);
     }
 
+    /// The same, prompt rows in one frame.
+    pub fn set_chunk(&mut self, rows: u32) {
+        self.config.chunk = rows.max(1);
+    }
+
     /// Where every live session stands: what a placement that goes on with it would have to compute again. A ring
     /// that fails ends them all today, so ask before [`Scheduler::fail`].
     pub fn replay_points(&self) -> impl Iterator<Item = ReplayPoint<'_>> {

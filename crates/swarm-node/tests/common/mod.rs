@@ -73,7 +73,7 @@ pub fn config(model: &Path, search: WorkerSearch) -> EngineConfig {
     EngineConfig {
         threads: Some(1),
         worker_threads: Some(1),
-        chunk: 5,
+        chunk: Some(5),
         search,
         split: Split::Always,
         // Toy models are too small to measure, and some workers of these tests are made of cardboard.
