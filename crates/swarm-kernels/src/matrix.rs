@@ -155,7 +155,7 @@ pub struct MatmulScratch {
 /// Multiplies the same activations by several matrices (q, k and v; gate and up) in one parallel part.
 ///
 /// `x` is `[tokens, cols]`, row-major; every matrix has `cols` columns. A row's result is the same alone and among
-/// others. Reads every weight once for up to 64 tokens (129 of float weights); allocates only while `scratch` grows.
+/// others. Reads every weight once for up to 64 tokens (264 of float weights); allocates only while `scratch` grows.
 ///
 /// # Panics
 /// When the shapes disagree: they come from a checked configuration, so that is our bug.

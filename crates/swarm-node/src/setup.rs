@@ -22,7 +22,8 @@ use crate::control;
 use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
 use crate::engine::{
-    CHUNK_ALONE, CHUNK_IN_RING, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, ToFetch,
+    CHUNK_ALONE, CHUNK_IN_RING, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState,
+    ROWS_AMONG_NODES, ToFetch,
 };
 use crate::error::NodeError;
 use crate::give::{self, Gift, Giving};
@@ -328,11 +329,12 @@ fn limits(
     let small = |what: &str, value: usize| {
         u32::try_from(value).map_err(|_| NodeError::Request(format!("{what} is {value}, which is too large")))
     };
+    let rows = config.chunk.unwrap_or(if stages > 1 { ROWS_AMONG_NODES } else { CHUNK_ALONE });
     let limits = Limits {
         width: small("the model's width", model.config().hidden_size)?,
         vocab: small("the vocabulary", model.config().vocab_size)?,
         context_max: small("the context", context)?,
-        tokens_max: small("the prompt chunk", config.chunk.unwrap_or(CHUNK_ALONE).max(config.sessions_max))?,
+        tokens_max: small("the prompt chunk", rows.max(config.sessions_max))?,
         segments_max: small("the number of sessions", config.sessions_max)?,
         stages_max: small("the number of nodes", stages)?,
     };

@@ -329,7 +329,7 @@ pub struct BenchArgs {
     /// Measured rounds, after one that is not counted
     #[arg(long, default_value_t = 3, value_parser = count())]
     pub rounds: usize,
-    /// Prompt rows in one frame [default: 128 on one node, 64 on several]
+    /// Prompt rows in one frame [default: 256 on one node, 64 on several]
     #[arg(long, value_parser = count())]
     pub chunk: Option<usize>,
     /// One JSON object
