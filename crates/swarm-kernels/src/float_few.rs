@@ -17,10 +17,10 @@ use crate::path::PANEL_TOKENS;
 
 /// Stripes that meet the same columns.
 const STRIPES: usize = 4;
-/// How many pieces, a chunk of a stripe each, memory is asked for a piece before it is read.
-const AHEAD: usize = 2;
 /// Rows of them.
 pub(crate) const FEW_ROWS: usize = STRIPES * STRIPE;
+/// How many pieces, a chunk of a stripe each, before it is read memory is asked for a piece.
+const AHEAD: usize = 2;
 
 /// The partial sums of one token and the rows of a stripe.
 pub(crate) type Sums = [Sixteen; STRIPE];
