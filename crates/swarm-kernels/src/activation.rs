@@ -167,6 +167,16 @@ pub(crate) struct FloatRows {
     by_columns: bool,
 }
 
+/// The first 16 values, filled up with zeros.
+#[inline(always)]
+fn sixteen(values: &[f32]) -> [f32; 16] {
+    values.first_chunk().copied().unwrap_or_else(|| {
+        let mut padded = [0.0; 16];
+        padded[..values.len()].copy_from_slice(values);
+        padded
+    })
+}
+
 impl FloatRows {
     /// Copies `x`, `[tokens, cols]`.
     pub fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize, by_columns: bool) {
@@ -190,9 +200,7 @@ impl FloatRows {
                 rest = after;
                 let values = row[start..cols.min(start + chunk)].chunks(16);
                 for (values, place) in values.zip(places) {
-                    *place = Sixteen::ZERO;
-                    let place: &mut [f32; 16] = bytemuck::cast_mut(place);
-                    place[..values.len()].copy_from_slice(values);
+                    *place = bytemuck::cast(sixteen(values));
                 }
             }
         }
@@ -200,22 +208,29 @@ impl FloatRows {
 
     /// A task is six tokens: for a prompt this is a part of the work that one thread alone would let the others wait for.
     fn fill_by_columns(&mut self, pool: &Pool, x: &[f32], cols: usize) {
+        /// Places of a partial sum that are written at once.
+        const RUN: usize = 8;
         let (sixteens, sixes) = (self.cols / 16, self.tokens.div_ceil(SIX));
         let out = SharedRows::new(bytemuck::cast_slice_mut(&mut self.values));
         pool.run(sixes, |six| {
             let tokens = &x[six * SIX * cols..];
             let rows: [&[f32]; SIX] =
                 std::array::from_fn(|n| tokens.get(n * cols..(n + 1) * cols).unwrap_or(&[]));
-            for i in 0..sixteens {
-                let mut turned = [[0.0f32; SIX]; 16];
+            for start in (0..sixteens).step_by(RUN) {
+                let mut turned = [[[0.0f32; SIX]; RUN]; 16];
+                let run = RUN.min(sixteens - start);
                 for (n, row) in rows.iter().enumerate() {
-                    for (turned, value) in turned.iter_mut().zip(row.iter().skip(16 * i)) {
-                        turned[n] = *value;
+                    for i in 0..run {
+                        let values = sixteen(row.get(16 * (start + i)..).unwrap_or(&[]));
+                        for (turned, value) in turned.iter_mut().zip(values) {
+                            turned[i][n] = value;
+                        }
                     }
                 }
-                for (j, values) in turned.iter().enumerate() {
+                for (j, turned) in turned.iter().enumerate() {
+                    let at = ((j * sixes + six) * sixteens + start) * SIX;
                     // SAFETY: `out` is borrowed until all tasks are done, and these six tokens are this task's alone.
-                    unsafe { out.write(((j * sixes + six) * sixteens + i) * SIX, values) };
+                    unsafe { out.write(at, turned[..run].as_flattened()) };
                 }
             }
         });
