@@ -28,8 +28,6 @@ pub const CHUNK_ALONE: usize = 256;
 /// The same where stages follow each other: while the first chunk is on its way to the last stage, and the last one after
 /// it, not all of them work, so shorter chunks gain more than each loses.
 pub const CHUNK_IN_RING: usize = 64;
-/// The most rows of a frame where there are other nodes, of which each keeps memory for so many: also on one of them alone.
-pub const ROWS_AMONG_NODES: usize = 128;
 
 /// How an engine is started.
 #[derive(Clone, Debug)]

@@ -293,24 +293,26 @@ pub(crate) fn scheduler(
     parts: &Assembled,
 ) -> Result<Scheduler, NodeError> {
     let failed = |error: swarm_ring::ConfigError| NodeError::Request(crate::error::chain(&error));
-    let frames_in_flight_max = u32::try_from(parts.plan.placement.stages.len() + 1).unwrap_or(u32::MAX);
-    let by_stages = if parts.plan.placement.stages.len() > 1 { CHUNK_IN_RING } else { CHUNK_ALONE };
-    let chunk = u32::try_from(config.chunk.unwrap_or(by_stages)).unwrap_or(u32::MAX);
-    if let Some(mut scheduler) = earlier {
-        scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
-        scheduler.set_frames_in_flight_max(frames_in_flight_max);
-        scheduler.set_chunk(chunk);
-        return Ok(scheduler);
-    }
-    Scheduler::new(SchedulerConfig {
-        epoch,
-        limits: parts.limits,
-        sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
-        chunk,
-        frames_in_flight_max,
-        timers: Timers::default(),
-    })
-    .map_err(failed)
+    let stages = parts.plan.placement.stages.len();
+    let chunk = config.chunk.unwrap_or(if stages > 1 { CHUNK_IN_RING } else { CHUNK_ALONE });
+    let [stages, chunk] = [stages, chunk].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let mut scheduler = match earlier {
+        Some(mut scheduler) => {
+            scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
+            scheduler
+        }
+        None => Scheduler::new(SchedulerConfig {
+            epoch,
+            limits: parts.limits,
+            sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
+            chunk,
+            frames_in_flight_max: stages,
+            timers: Timers::default(),
+        })
+        .map_err(failed)?,
+    };
+    scheduler.set_ring(stages, chunk);
+    Ok(scheduler)
 }
 
 /// The number of a coordinator's first placement; it rises from there. Random, because workers tell links by it: one
@@ -329,12 +331,11 @@ fn limits(
     let small = |what: &str, value: usize| {
         u32::try_from(value).map_err(|_| NodeError::Request(format!("{what} is {value}, which is too large")))
     };
-    let rows = config.chunk.unwrap_or(if stages > 1 { ROWS_AMONG_NODES } else { CHUNK_ALONE });
     let limits = Limits {
         width: small("the model's width", model.config().hidden_size)?,
         vocab: small("the vocabulary", model.config().vocab_size)?,
         context_max: small("the context", context)?,
-        tokens_max: small("the prompt chunk", rows.max(config.sessions_max))?,
+        tokens_max: small("the prompt chunk", config.chunk.unwrap_or(CHUNK_ALONE).max(config.sessions_max))?,
         segments_max: small("the number of sessions", config.sessions_max)?,
         stages_max: small("the number of nodes", stages)?,
     };

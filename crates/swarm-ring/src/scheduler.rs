@@ -226,6 +226,7 @@ pub struct Scheduler {
     prefill_turn: SessionId,
     /// The last frame was filled by decode rows while a prompt waited.
     prefill_first: bool,
+    stages: u32,
     down: bool,
     counters: Counters,
 }
@@ -260,6 +261,7 @@ impl Scheduler {
             decode_turn: SessionId(0),
             prefill_turn: SessionId(0),
             prefill_first: false,
+            stages: 1,
             down: false,
             counters: Counters::default(),
         })
@@ -387,9 +389,13 @@ impl Scheduler {
         (self.config.limits.segments_max as usize).saturating_sub(plan.segments.len())
     }
 
-    /// Adds the row of every session whose next token is known; gives the room that is left.
+    /// Adds the rows of sessions whose next token is known, one stage's share of all at most: with all in one frame, one
+    /// stage would work while the others wait. Gives the room that is left.
     fn add_decode(&mut self, mut room: usize, plan: &mut StepPlan) -> usize {
-        for id in turn(&self.sessions, self.decode_turn, |session| !session.in_prefill()) {
+        let decoding = self.sessions.values().filter(|session| !session.in_prefill()).count();
+        let share = decoding.div_ceil(self.stages as usize);
+        let ready = turn(&self.sessions, self.decode_turn, |session| !session.in_prefill());
+        for id in ready.into_iter().take(share) {
             if room == 0 || self.segments_left(plan) == 0 {
                 break;
             }
@@ -592,14 +598,11 @@ impl Scheduler {
         Ok(true)
     }
 
-    /// The next placement has another number of stages: frames on their way at once.
-    pub fn set_frames_in_flight_max(&mut self, frames: u32) {
-        self.config.frames_in_flight_max = frames.max(1);
-    }
-
-    /// The same, prompt rows in one frame.
-    pub fn set_chunk(&mut self, rows: u32) {
-        self.config.chunk = rows.max(1);
+    /// What a placement decides: stages, one frame for each on its way and one more, and prompt rows in one frame.
+    pub fn set_ring(&mut self, stages: u32, chunk: u32) {
+        self.stages = stages.max(1);
+        self.config.frames_in_flight_max = self.stages.saturating_add(1);
+        self.config.chunk = chunk.max(1);
     }
 
     /// Where every live session stands: what a placement that goes on with it would have to compute again. A ring

@@ -119,6 +119,25 @@ fn decode_rows_ride_in_front_of_prompt_chunks() {
     assert!(desk.plan.prefill);
 }
 
+/// All in one frame would leave each stage idle while the other one works.
+#[test]
+fn two_stages_share_the_decoding_sessions() {
+    let mut desk = Desk::new();
+    desk.scheduler.set_ring(2, 8);
+    let ids: Vec<_> = (0..3).map(|_| desk.scheduler.open(request(2)).unwrap()).collect();
+    let head = desk.step(0).unwrap();
+    assert_eq!(desk.shape().len(), 3, "the prompts go together");
+    desk.answer(1, head, &[token(ids[0], 2, 7), token(ids[1], 2, 7), token(ids[2], 2, 7)]).unwrap();
+    let first = desk.step(1).unwrap();
+    assert_eq!(desk.shape(), [(1, 2, 1, true), (2, 2, 1, true)]);
+    desk.step(1).unwrap();
+    assert_eq!(desk.shape(), [(3, 2, 1, true)]);
+    assert_eq!(desk.step(1), None, "nothing is known to send");
+    desk.answer(2, first, &[token(ids[0], 3, 8), token(ids[1], 3, 8)]).unwrap();
+    desk.step(2).unwrap();
+    assert_eq!(desk.shape(), [(1, 3, 1, true), (2, 3, 1, true)]);
+}
+
 #[test]
 fn prompts_take_turns() {
     let mut desk = Desk::new();

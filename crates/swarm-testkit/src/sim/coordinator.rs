@@ -105,6 +105,7 @@ impl Coordinator {
             timers: timers(),
         };
         let mut scheduler = Scheduler::new(config).expect("a sound configuration");
+        scheduler.set_ring(workers.len() as u32 + 1, shape.chunk);
         scheduler.fail(&SessionError::RingLost { blame: Blame::Link, text: "no ring yet".into() });
         let peer = |&node: &Node| Peer {
             node,
