@@ -22,8 +22,7 @@ use crate::control;
 use crate::coordinator::Ring;
 use crate::deadlines::{CONNECTING, LOADING_SILENT};
 use crate::engine::{
-    CHUNK_ALONE, CHUNK_IN_RING, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState,
-    ROWS_AMONG_NODES, ToFetch,
+    CHUNK_ALONE, CHUNK_IN_RING, EngineConfig, EngineEvent, EngineObserver, NodeReport, NodeState, ToFetch,
 };
 use crate::error::NodeError;
 use crate::give::{self, Gift, Giving};
