@@ -105,7 +105,8 @@ impl Coordinator {
             timers: timers(),
         };
         let mut scheduler = Scheduler::new(config).expect("a sound configuration");
-        scheduler.set_ring(workers.len() as u32 + 1, shape.chunk);
+        // As many frames on their way as the configuration says, and sessions shared out among two stages.
+        scheduler.set_ring(2, shape.chunk);
         scheduler.fail(&SessionError::RingLost { blame: Blame::Link, text: "no ring yet".into() });
         let peer = |&node: &Node| Peer {
             node,
