@@ -1,7 +1,7 @@
 //! The float matmul for AVX2, FMA and F16C. Equal to `float.rs` bit for bit.
 //!
-//! Few tokens: the 16 partial sums of one row and one token are the lanes of two registers, and weights are widened as they are
-//! read ([`float_one`], and the tile of `float_few.rs`). Many: the tile of `float_panel.rs`.
+//! One token or a few: the 16 partial sums of a row and a token are the lanes of two registers (`float_few.rs`). Many: the tile of
+//! `float_panel.rs`.
 
 // Tiles are indexed by row and token in several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -9,8 +9,7 @@
 use std::arch::x86_64::*;
 
 use crate::activation::{Eight, FloatRows, SIX, Sixteen};
-use crate::avx2::{PREFETCH, load_halves, tree};
-use crate::dtype::DType;
+use crate::avx2::{load_halves, tree};
 use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
 use crate::interleave::STRIPE;
@@ -69,28 +68,12 @@ unsafe fn tile<const N: usize>(w: &[[Eight; 2]], x: &[[f32; SIX]], partial: &mut
     }
 }
 
-/// The four rows of a stripe times one token.
-///
 /// # Safety
-/// The CPU has AVX2, FMA and F16C.
-pub(crate) unsafe fn float_one(dtype: DType, stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
-    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes());
-    // SAFETY: features promised by the caller, lengths asserted.
-    unsafe {
-        match dtype {
-            DType::F32 => one::<0>(stripe, x, token),
-            DType::F16 => one::<1>(stripe, x, token),
-            DType::BF16 => one::<2>(stripe, x, token),
-            _ => unreachable!("not a float"),
-        }
-    }
-}
-
-/// # Safety
-/// As [`float_one`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+/// As [`FewTile::one`].
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
     let sixteen = if KIND == 0 { 64 } else { 32 };
+    let ask = Ask::ahead(stripe, STRIPE * sixteen);
     let mut acc = [[_mm256_setzero_ps(); 2]; STRIPE];
     for start in x.chunks() {
         for (i, x) in x.chunk(token, start).iter().enumerate() {
@@ -106,7 +89,7 @@ unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f3
                     }
                 }
             }
-            ask(stripe.as_ptr(), at + PREFETCH, STRIPE * sixteen);
+            ask.ask(start / 16 + i);
         }
     }
     let mut sums = [0.0; STRIPE];
@@ -116,11 +99,18 @@ unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f3
     sums
 }
 
-/// Four rows, three tokens, one half of the partial sums at a time: twelve registers.
+/// Four rows, two tokens, one half of the partial sums at a time: eight registers. Three tokens would be twelve, and one of them on
+/// the stack beside the rows and tokens that they wait for.
 pub(crate) struct Avx2Few;
 
 impl FewTile for Avx2Few {
     const TOKENS: usize = 2;
+
+    // SAFETY: the trait's promise, passed on.
+    unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+        // SAFETY: as above.
+        unsafe { one::<KIND>(stripe, x, token) }
+    }
 
     // SAFETY: the trait's promise, passed on.
     unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {
@@ -131,8 +121,7 @@ impl FewTile for Avx2Few {
                 match *x {
                     [] => {}
                     [a] => few::<1, KIND>(w, [a], sums, ask, half),
-                    [a, b] => few::<2, KIND>(w, [a, b], sums, ask, half),
-                    [a, b, c, ..] => few::<3, KIND>(w, [a, b, c], sums, ask, half),
+                    [a, b, ..] => few::<2, KIND>(w, [a, b], sums, ask, half),
                 }
             }
         }
@@ -165,7 +154,6 @@ unsafe fn few<const N: usize, const KIND: u8>(
             for n in 0..N {
                 eights[n] = _mm256_load_ps(x[n].get_unchecked(i).0[half].0.as_ptr());
             }
-            // One row at a time: twelve sums, three tokens and a row are just the registers there are.
             for r in 0..STRIPE {
                 let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
                 for n in 0..N {
@@ -179,16 +167,6 @@ unsafe fn few<const N: usize, const KIND: u8>(
                 _mm256_store_ps(sums[n][r].0[half].0.as_mut_ptr(), acc[n][r]);
             }
         }
-    }
-}
-
-/// Asks for the lines of some bytes that lie `at` bytes behind `start`.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(crate) fn ask(start: *const u8, at: usize, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        // Never faults, also beyond the end of the weights.
-        _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(at + line).cast());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The float matmul for AVX-512. Equal to `float.rs` bit for bit.
 //!
-//! Few tokens: the 16 partial sums of one row and one token are the lanes of one register, and weights are widened as they
-//! are read (one token here, the tile of `float_few.rs`). Many: the tile of `float_panel.rs`.
+//! One token or a few: the 16 partial sums of a row and a token are the lanes of one register (`float_few.rs`). Many: the tile of
+//! `float_panel.rs`.
 
 // Tiles are indexed by row and token in several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -9,9 +9,7 @@
 use std::arch::x86_64::*;
 
 use crate::activation::{Eight, FloatRows, SIX, Sixteen};
-use crate::avx2::{PREFETCH, tree};
-use crate::avx2_float::ask;
-use crate::dtype::DType;
+use crate::avx2::tree;
 use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
 use crate::interleave::STRIPE;
@@ -87,28 +85,12 @@ unsafe fn tile<const N: usize>(
     }
 }
 
-/// The four rows of a stripe times one token.
-///
 /// # Safety
-/// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C.
-pub(crate) unsafe fn float_one(dtype: DType, stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
-    assert!(stripe.len() == STRIPE * x.cols() * dtype.block_bytes());
-    // SAFETY: features promised by the caller, lengths asserted.
-    unsafe {
-        match dtype {
-            DType::F32 => one::<0>(stripe, x, token),
-            DType::F16 => one::<1>(stripe, x, token),
-            DType::BF16 => one::<2>(stripe, x, token),
-            _ => unreachable!("not a float"),
-        }
-    }
-}
-
-/// # Safety
-/// As [`float_one`], after its check. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+/// As [`FewTile::one`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
     let sixteen = if KIND == 0 { 64 } else { 32 };
+    let ask = Ask::ahead(stripe, STRIPE * sixteen);
     let mut acc = [_mm512_setzero_ps(); STRIPE];
     for start in x.chunks() {
         for (i, x) in x.chunk(token, start).iter().enumerate() {
@@ -121,7 +103,7 @@ unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f3
                     acc[r] = _mm512_fmadd_ps(w, x, acc[r]);
                 }
             }
-            ask(stripe.as_ptr(), at + PREFETCH, STRIPE * sixteen);
+            ask.ask(start / 16 + i);
         }
     }
     let mut sums = [0.0; STRIPE];
@@ -136,6 +118,12 @@ pub(crate) struct Avx512Few;
 
 impl FewTile for Avx512Few {
     const TOKENS: usize = SIX;
+
+    // SAFETY: the trait's promise, passed on.
+    unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+        // SAFETY: as above.
+        unsafe { one::<KIND>(stripe, x, token) }
+    }
 
     // SAFETY: the trait's promise, passed on.
     unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {

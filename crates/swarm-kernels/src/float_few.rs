@@ -1,14 +1,16 @@
-//! A few tokens times float rows, for x86: verified drafts, several sessions. Equal to `float.rs` bit for bit.
+//! One token or a few (verified drafts, several sessions) times float rows, for x86. Equal to `float.rs` bit for bit.
 //!
-//! The 16 partial sums of a row and a token are lanes, as for one token, and weights are widened as they are read. With all
-//! columns at once, eight tokens' activations would not stay in the L1 cache, and each four rows would fetch them anew: so 16 rows
-//! meet 512 columns of all tokens before the next columns, and the partial sums wait in memory meanwhile.
+//! The 16 partial sums of a row and a token are lanes, and weights are widened as they are read. One token meets a row from the
+//! first column to the last. With all columns at once, eight tokens' activations would not stay in the L1 cache, and each four
+//! rows would fetch them anew: so 16 rows meet 512 columns of all tokens before the next columns, and the partial sums wait in
+//! memory meanwhile.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::KernelPath;
 use crate::activation::{FloatRows, Sixteen};
+use crate::avx2::PREFETCH;
 use crate::avx2_float::Avx2Few;
 use crate::avx512_float::Avx512Few;
 use crate::dtype::DType;
@@ -30,7 +32,13 @@ pub(crate) trait FewTile {
     /// The most tokens of a tile.
     const TOKENS: usize;
 
-    /// Adds the products of some columns of a stripe, `[column / 16][row]` as stored (`KIND` is 0 for f32, 1 for f16, 2 for bf16), and
+    /// The rows of a stripe times one token. `KIND` is 0 for f32, 1 for f16, 2 for bf16.
+    ///
+    /// # Safety
+    /// The CPU has what the tile is for, and the stripe is as long as the token.
+    unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE];
+
+    /// Adds the products of some columns of a stripe, `[column / 16][row]` as stored, and
     /// of each token, `[column / 16]`, to the token's sums. There are [`FewTile::TOKENS`] tokens at most.
     ///
     /// # Safety
@@ -47,6 +55,12 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// What lies [`PREFETCH`] bytes behind the step's own columns of a stripe, or in the stripes behind it.
+    #[inline(always)]
+    pub fn ahead(stripe: &[u8], step: usize) -> Self {
+        Self { start: stripe.as_ptr().wrapping_add(PREFETCH), step }
+    }
+
     /// Part `part` of `parts` of this, for a loop of `steps` steps.
     pub fn part(self, part: usize, parts: usize, steps: usize) -> Self {
         let step = self.step.div_ceil(parts);
@@ -70,8 +84,8 @@ impl Ask {
     }
 }
 
-/// Float rows, at most [`FEW_ROWS`], times the tokens of `block`, which are not by columns, fewer than [`PANEL_TOKENS`]: `put(token, its
-/// values)`, of which those of missing rows mean nothing.
+/// Float rows, at most [`FEW_ROWS`], times the tokens of `block`, which are not by columns, fewer than [`PANEL_TOKENS`]:
+/// `put(token, its values)`, of which those of missing rows mean nothing.
 ///
 /// # Safety
 /// The CPU has what `path` says, AVX2 at least.
@@ -85,21 +99,41 @@ pub(crate) unsafe fn float_few(
 ) {
     assert!(rows.rows() <= FEW_ROWS && block.len() < PANEL_TOKENS);
     assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
-    let mut sums = [[[Sixteen::ZERO; STRIPE]; PANEL_TOKENS]; STRIPES];
     // SAFETY: promised by the caller.
     unsafe {
         match (path == KernelPath::Avx512, dtype) {
-            (true, DType::F32) => run::<Avx512Few, 0>(rows, x, block.clone(), &mut sums),
-            (true, DType::F16) => run::<Avx512Few, 1>(rows, x, block.clone(), &mut sums),
-            (true, DType::BF16) => run::<Avx512Few, 2>(rows, x, block.clone(), &mut sums),
-            (false, DType::F32) => run::<Avx2Few, 0>(rows, x, block.clone(), &mut sums),
-            (false, DType::F16) => run::<Avx2Few, 1>(rows, x, block.clone(), &mut sums),
-            (false, DType::BF16) => run::<Avx2Few, 2>(rows, x, block.clone(), &mut sums),
+            (true, DType::F32) => run::<Avx512Few, 0>(rows, x, block, put),
+            (true, DType::F16) => run::<Avx512Few, 1>(rows, x, block, put),
+            (true, DType::BF16) => run::<Avx512Few, 2>(rows, x, block, put),
+            (false, DType::F32) => run::<Avx2Few, 0>(rows, x, block, put),
+            (false, DType::F16) => run::<Avx2Few, 1>(rows, x, block, put),
+            (false, DType::BF16) => run::<Avx2Few, 2>(rows, x, block, put),
             _ => unreachable!("not a float"),
         }
     }
+}
+
+/// # Safety
+/// As [`float_few`], after its checks.
+unsafe fn run<T: FewTile, const KIND: u8>(
+    rows: Stripes<'_>,
+    x: &FloatRows,
+    block: Range<usize>,
+    put: impl Fn(usize, &[f32]),
+) {
+    let mut values = [0.0; FEW_ROWS];
+    if block.len() == 1 {
+        let stripes = rows.bytes.chunks_exact(rows.shape.bytes);
+        for (values, stripe) in values.as_chunks_mut().0.iter_mut().zip(stripes) {
+            // SAFETY: promised by the caller.
+            *values = unsafe { T::one::<KIND>(stripe, x, block.start) };
+        }
+        return put(block.start, &values);
+    }
+    let mut sums = [[[Sixteen::ZERO; STRIPE]; PANEL_TOKENS]; STRIPES];
+    // SAFETY: promised by the caller.
+    unsafe { add_up::<T, KIND>(rows, x, block.clone(), &mut sums) };
     for (n, token) in block.enumerate() {
-        let mut values = [0.0; FEW_ROWS];
         for (value, sums) in values.iter_mut().zip(sums.iter().flat_map(|stripe| &stripe[n])) {
             // SAFETY: promised by the caller.
             *value = unsafe { tree(sums) };
@@ -117,9 +151,11 @@ unsafe fn tree(sums: &Sixteen) -> f32 {
     crate::avx2::tree([0, 1].map(|half| unsafe { _mm256_load_ps(sums.0[half].0.as_ptr()) }))
 }
 
+/// All columns of all tokens, a chunk after the other.
+///
 /// # Safety
 /// As [`float_few`], after its checks.
-unsafe fn run<T: FewTile, const KIND: u8>(
+unsafe fn add_up<T: FewTile, const KIND: u8>(
     rows: Stripes<'_>,
     x: &FloatRows,
     block: Range<usize>,

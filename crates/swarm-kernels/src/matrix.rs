@@ -13,9 +13,7 @@ use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
 
 #[cfg(target_arch = "x86_64")]
-use crate::interleave::STRIPE;
-#[cfg(target_arch = "x86_64")]
-use crate::{avx2_float, avx2_matmul, avx512_float, float_few, float_panel, vnni};
+use crate::{avx2_matmul, float_few, float_panel, vnni};
 
 /// Tokens that share one pass over a task's weights before the next pass begins, so that their activations stay in the
 /// L2 cache; a multiple of the four that a tile takes.
@@ -288,11 +286,7 @@ fn float_rows(
     out: &SharedRows,
 ) {
     let (path, dtype, x) = (matrix.path, matrix.dtype, input.floats);
-    let at_once = match block.len() {
-        _ if x.by_columns() => path.rows_at_once(),
-        1 => STRIPE,
-        _ => float_few::FEW_ROWS,
-    };
+    let at_once = if x.by_columns() { path.rows_at_once() } else { float_few::FEW_ROWS };
     for first in rows.clone().step_by(at_once) {
         let here = (rows.end - first).min(at_once);
         let stripes = floats.stripes(first, here);
@@ -302,12 +296,8 @@ fn float_rows(
             let put = |token: usize, values: &[f32]| out.write(token * matrix.rows + first, &values[..here]);
             if x.by_columns() {
                 float_panel::float_panel(path, dtype, stripes, x, block.clone(), put);
-            } else if block.len() > 1 {
-                float_few::float_few(path, dtype, stripes, x, block.clone(), put);
-            } else if path == KernelPath::Avx512 {
-                put(block.start, &avx512_float::float_one(dtype, stripes.bytes, x, block.start));
             } else {
-                put(block.start, &avx2_float::float_one(dtype, stripes.bytes, x, block.start));
+                float_few::float_few(path, dtype, stripes, x, block.clone(), put);
             }
         }
     }

@@ -522,18 +522,18 @@ unsafe fn add_block<L: Lanes, F: Stored, const G: usize, const N: usize>(
         // The offset's share of each half, or of both together, taken off before the first product.
         let (first, second) = ([-F::OFFSET, if F::HALVES { 0 } else { -F::OFFSET }], [0, -F::OFFSET]);
         let mut dots = [[[L::pair_product(x.sums[0], first); 2]; N]; G];
-        for (n, &sums) in x.sums.iter().enumerate().take(N) {
-            let start = [L::pair_product(sums, first), L::pair_product(sums, second)];
+        for n in 0..N {
+            let start = [L::pair_product(x.sums[n], first), L::pair_product(x.sums[n], second)];
             dots.iter_mut().for_each(|dots| dots[n] = start);
         }
         for g in 0..8 {
             let half = if F::HALVES { g / 4 } else { 0 };
             let mut codes = [code(0, g); G];
-            for (group, codes) in codes.iter_mut().enumerate().skip(1) {
+            for (codes, group) in codes[1..].iter_mut().zip(1..) {
                 *codes = code(group, g);
             }
-            for (n, q) in x.q.iter().enumerate().take(N) {
-                let quad = L::quad(q.as_ptr().add(4 * g));
+            for n in 0..N {
+                let quad = L::quad(x.q[n].as_ptr().add(4 * g));
                 for (dots, codes) in dots.iter_mut().zip(codes) {
                     dots[n][half] = L::dot(dots[n][half], codes, quad);
                 }

@@ -295,23 +295,21 @@ pub(crate) fn scheduler(
     let stages = parts.plan.placement.stages.len();
     let chunk = config.chunk.unwrap_or(if stages > 1 { CHUNK_IN_RING } else { CHUNK_ALONE });
     let [stages, chunk] = [stages, chunk].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
-    let mut scheduler = match earlier {
-        Some(mut scheduler) => {
-            scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
-            scheduler
-        }
-        None => Scheduler::new(SchedulerConfig {
-            epoch,
-            limits: parts.limits,
-            sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
-            chunk,
-            frames_in_flight_max: stages,
-            timers: Timers::default(),
-        })
-        .map_err(failed)?,
-    };
-    scheduler.set_ring(stages, chunk);
-    Ok(scheduler)
+    if let Some(mut scheduler) = earlier {
+        scheduler.start_epoch(epoch, parts.limits).map_err(failed)?;
+        scheduler.set_ring(stages, chunk);
+        return Ok(scheduler);
+    }
+    Scheduler::new(SchedulerConfig {
+        epoch,
+        limits: parts.limits,
+        sessions_max: u32::try_from(config.sessions_max).unwrap_or(u32::MAX),
+        chunk,
+        stages,
+        frames_in_flight_max: stages.saturating_add(1),
+        timers: Timers::default(),
+    })
+    .map_err(failed)
 }
 
 /// The number of a coordinator's first placement; it rises from there. Random, because workers tell links by it: one

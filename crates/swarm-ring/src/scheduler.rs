@@ -26,6 +26,8 @@ pub struct SchedulerConfig {
     /// Prompt rows in one frame. Smaller chunks fill the ring sooner and delay decoding less,
     /// larger ones use each pass over the weights better.
     pub chunk: u32,
+    /// Decoding sessions are shared out among so many frames: with all in one, one stage would work while the others wait.
+    pub stages: u32,
     /// Frames between the coordinator and the tail's answer. As many as there are stages keep all
     /// of them busy in prefill.
     pub frames_in_flight_max: u32,
@@ -226,7 +228,6 @@ pub struct Scheduler {
     prefill_turn: SessionId,
     /// The last frame was filled by decode rows while a prompt waited.
     prefill_first: bool,
-    stages: u32,
     down: bool,
     counters: Counters,
 }
@@ -241,6 +242,7 @@ impl Scheduler {
         for (what, value) in [
             ("sessions_max", config.sessions_max),
             ("chunk", config.chunk),
+            ("stages", config.stages),
             ("frames_in_flight_max", config.frames_in_flight_max),
         ] {
             if value == 0 {
@@ -261,7 +263,6 @@ impl Scheduler {
             decode_turn: SessionId(0),
             prefill_turn: SessionId(0),
             prefill_first: false,
-            stages: 1,
             down: false,
             counters: Counters::default(),
         })
@@ -389,11 +390,10 @@ impl Scheduler {
         (self.config.limits.segments_max as usize).saturating_sub(plan.segments.len())
     }
 
-    /// Adds the rows of sessions whose next token is known, one stage's share of all at most: with all in one frame, one
-    /// stage would work while the others wait. Gives the room that is left.
+    /// Adds the rows of sessions whose next token is known, one stage's share of all; gives the room that is left.
     fn add_decode(&mut self, mut room: usize, plan: &mut StepPlan) -> usize {
         let decoding = self.sessions.values().filter(|session| !session.in_prefill()).count();
-        let share = decoding.div_ceil(self.stages as usize);
+        let share = decoding.div_ceil(self.config.stages as usize);
         let ready = turn(&self.sessions, self.decode_turn, |session| !session.in_prefill());
         for id in ready.into_iter().take(share) {
             if room == 0 || self.segments_left(plan) == 0 {
@@ -600,8 +600,8 @@ impl Scheduler {
 
     /// What a placement decides: stages, one frame for each on its way and one more, and prompt rows in one frame.
     pub fn set_ring(&mut self, stages: u32, chunk: u32) {
-        self.stages = stages.max(1);
-        self.config.frames_in_flight_max = self.stages.saturating_add(1);
+        self.config.stages = stages.max(1);
+        self.config.frames_in_flight_max = stages.saturating_add(1);
         self.config.chunk = chunk.max(1);
     }
 

@@ -38,8 +38,8 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn config() -> impl Strategy<Value = SchedulerConfig> {
-    (1u32..16, 1u32..6, 1u32..6, 1u32..10, 1u32..5).prop_map(
-        |(tokens_max, segments_max, sessions_max, chunk, frames_in_flight_max)| SchedulerConfig {
+    (1u32..16, 1u32..6, 1u32..6, 1u32..10, 1u32..5, 1u32..4).prop_map(
+        |(tokens_max, segments_max, sessions_max, chunk, frames_in_flight_max, stages)| SchedulerConfig {
             epoch: Epoch(1),
             limits: Limits {
                 width: 1,
@@ -51,6 +51,7 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
             },
             sessions_max,
             chunk,
+            stages,
             frames_in_flight_max,
             timers: Timers::default(),
         },

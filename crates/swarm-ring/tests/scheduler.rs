@@ -13,6 +13,7 @@ const CONFIG: SchedulerConfig = SchedulerConfig {
     limits: Limits { width: 8, vocab: 100, context_max: 64, tokens_max: 16, segments_max: 8, stages_max: 4 },
     sessions_max: 4,
     chunk: 8,
+    stages: 1,
     frames_in_flight_max: 3,
     timers: Timers {
         lap_us_min: 1_000_000,

@@ -101,12 +101,11 @@ impl Coordinator {
             limits: limits(workers.len() + 1),
             sessions_max: SESSIONS_MAX,
             chunk: shape.chunk,
+            stages: 2,
             frames_in_flight_max: 3,
             timers: timers(),
         };
         let mut scheduler = Scheduler::new(config).expect("a sound configuration");
-        // As many frames on their way as the configuration says, and sessions shared out among two stages.
-        scheduler.set_ring(2, shape.chunk);
         scheduler.fail(&SessionError::RingLost { blame: Blame::Link, text: "no ring yet".into() });
         let peer = |&node: &Node| Peer {
             node,
