@@ -97,6 +97,7 @@ impl World {
             sessions_max: 2,
             chunk: 3,
             frames_in_flight_max: 3,
+            stages: 2,
             timers: Timers::default(),
         };
         Self {
