@@ -6,11 +6,12 @@
 use std::cell::RefCell;
 
 use swarm_kernels::{
-    AttentionScratch, Job, Matrix, Pool, add, add_bias, attention, matmul, rms_norm, rope, silu_mul,
+    AttentionScratch, Job, MatmulScratch, Matrix, Pool, add, add_bias, attention, matmul, rms_norm, rope,
+    silu_mul,
 };
 
 use crate::rope::RopeTable;
-use crate::scratch::{Scratch, Widths, attended_positions};
+use crate::scratch::{Activations, Scratch, Widths, attended_positions};
 use crate::stage::Segment;
 
 /// A projection and, in some families, its bias.
@@ -61,35 +62,46 @@ impl DecoderLayer {
     /// Runs the layer over the rows `x`, `[tokens, width]`, in place.
     ///
     /// `layer` counts from the first layer of the stage. Keys and values go into the sessions' pages
-    /// behind the committed positions; the caller commits. Llama 2, arXiv:2307.09288 section 2.2.
+    /// behind the committed positions; the caller commits. Rows that the scratch does not list as wanted get keys and
+    /// values, and nothing else: what is left of them in `x` means nothing. Llama 2, arXiv:2307.09288 section 2.2.
     pub fn forward(&self, layer: usize, step: &mut Step<'_, '_>, x: &mut [f32], scratch: &mut Scratch) {
-        let Scratch { rows, floats, matmul: packed, .. } = scratch;
+        let Scratch { rows, wanted, floats, matmul: packed, .. } = scratch;
         let Step { pool, shape, rope: table, .. } = *step;
         let Shape { widths, head_dim, kv_heads, eps, scale } = *shape;
-        let tokens = rows.len();
-        let a = floats.activations(tokens, widths);
+        let (tokens, all) = (rows.len(), wanted.len() == rows.len());
+        let mut a = floats.activations(tokens, widths);
 
         // Attention block: x += o_proj(attention(rope(q), rope(k), v))
         each_row(pool, a.normed, widths.width, |row, out| {
             rms_norm(&x[row * widths.width..][..widths.width], &self.input_layernorm, eps, out);
         });
-        let mut qkv = [self.q_proj.job(a.q), self.k_proj.job(a.k), self.v_proj.job(a.v)];
-        matmul(pool, packed, a.normed, tokens, &mut qkv);
-        self.q_proj.bias(a.q);
+        let mut kvq = [self.k_proj.job(a.k), self.v_proj.job(a.v), self.q_proj.job(a.q)];
+        matmul(pool, packed, a.normed, tokens, if all { &mut kvq } else { &mut kvq[..2] });
         self.k_proj.bias(a.k);
         self.v_proj.bias(a.v);
-        norm_heads(a.q, a.unnormed, self.q_norm.as_deref(), eps);
         norm_heads(a.k, a.unnormed, self.k_norm.as_deref(), eps);
-        let per_row = a.q.chunks_exact_mut(widths.q).zip(a.k.chunks_exact_mut(widths.kv));
-        for ((place, (q, k)), v) in rows.iter().zip(per_row).zip(a.v.chunks_exact(widths.kv)) {
+        let per_row = a.k.chunks_exact_mut(widths.kv).zip(a.v.chunks_exact(widths.kv));
+        for (place, (k, v)) in rows.iter().zip(per_row) {
             let (cos, sin) = table.at(place.position); // [rotary_dim / 2]
-            rope(q, head_dim, cos, sin);
             rope(k, head_dim, cos, sin);
             step.segments[place.segment].kv.store(layer, place.position, k, v);
         }
+        if !all {
+            gather(x, widths.width, wanted);
+            gather(a.normed, widths.width, wanted);
+            a.truncate(wanted.len(), widths);
+            matmul(pool, packed, a.normed, wanted.len(), &mut [self.q_proj.job(a.q)]);
+        }
+        let left = &mut x[..wanted.len() * widths.width];
+        self.q_proj.bias(a.q);
+        norm_heads(a.q, a.unnormed, self.q_norm.as_deref(), eps);
+        for (&row, q) in wanted.iter().zip(a.q.chunks_exact_mut(widths.q)) {
+            let (cos, sin) = table.at(rows[row].position);
+            rope(q, head_dim, cos, sin);
+        }
         let (q, segments, group) = (&*a.q, &*step.segments, widths.q / kv_heads); // group: heads of a kv head * head_dim
         pool.run_chunks(a.attended, group, |chunk, out| {
-            let (place, kv_head) = (rows[chunk / kv_heads], chunk % kv_heads);
+            let (place, kv_head) = (rows[wanted[chunk / kv_heads]], chunk % kv_heads);
             let positions = attended_positions(place.position, self.window);
             let kv = &*segments[place.segment].kv;
             ATTENTION.with_borrow_mut(|scratch| {
@@ -97,11 +109,26 @@ impl DecoderLayer {
                 attention(q, head_dim, scale, positions, &|tile| kv.tile(layer, kv_head, tile), scratch, out);
             });
         });
-        matmul(pool, packed, a.attended, tokens, &mut [self.o_proj.job(a.normed)]);
+        matmul(pool, packed, a.attended, wanted.len(), &mut [self.o_proj.job(a.normed)]);
         self.o_proj.bias(a.normed);
-        add(x, a.normed);
+        add(left, a.normed);
+        self.mlp(pool, eps, widths, left, packed, &mut a);
+        if !all {
+            scatter(x, widths.width, wanted);
+        }
+    }
 
-        // MLP block: x += down_proj(silu(gate_proj(x)) * up_proj(x))
+    /// MLP block: `x += down_proj(silu(gate_proj(x)) * up_proj(x))`
+    fn mlp(
+        &self,
+        pool: &Pool,
+        eps: f32,
+        widths: Widths,
+        x: &mut [f32],
+        packed: &mut MatmulScratch,
+        a: &mut Activations<'_>,
+    ) {
+        let tokens = x.len() / widths.width;
         each_row(pool, a.normed, widths.width, |row, out| {
             rms_norm(&x[row * widths.width..][..widths.width], &self.post_attention_layernorm, eps, out);
         });
@@ -137,6 +164,20 @@ fn norm_heads(x: &mut [f32], copy: &mut [f32], weight: Option<&[f32]>, eps: f32)
         let copy = &mut copy[..x.len()];
         copy.copy_from_slice(x);
         rms_norm(copy, weight, eps, x);
+    }
+}
+
+/// Brings some rows of `x`, in ascending order, to its beginning.
+fn gather(x: &mut [f32], width: usize, rows: &[usize]) {
+    for (to, &from) in rows.iter().enumerate() {
+        x.copy_within(from * width..(from + 1) * width, to * width);
+    }
+}
+
+/// Puts them back where they were.
+fn scatter(x: &mut [f32], width: usize, rows: &[usize]) {
+    for (from, &to) in rows.iter().enumerate().rev() {
+        x.copy_within(from * width..(from + 1) * width, to * width);
     }
 }
 

@@ -68,7 +68,7 @@ pub fn score(
             hidden.resize(rows * width, 0.0);
             logits.resize(rows * vocab, 0.0);
             stage.embed(&window[start..start + rows], &mut hidden)?;
-            let segment = Segment { position: start, tokens: rows, kv: &mut session };
+            let segment = Segment { position: start, tokens: rows, logits: rows, kv: &mut session };
             stage.forward(pool, &mut [segment], &mut hidden, &mut scratch)?;
             stage.logits(pool, &hidden, &mut logits, &mut scratch)?;
             for (logits, &next) in logits.chunks_exact(vocab).zip(&window[start + 1..]) {

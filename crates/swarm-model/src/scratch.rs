@@ -12,6 +12,8 @@ use crate::stage::Segment;
 #[derive(Default)]
 pub struct Scratch {
     pub(crate) rows: Vec<RowPlace>,
+    /// Those of them, ascending, that somebody wants when they leave the layer.
+    pub(crate) wanted: Vec<usize>,
     pub(crate) floats: Floats,
     pub(crate) matmul: MatmulScratch,
 }
@@ -24,12 +26,24 @@ pub(crate) struct RowPlace {
 }
 
 impl Scratch {
-    /// Lists the rows of a step, segment by segment.
+    /// Lists the rows of a step, segment by segment. All of them are wanted.
     pub(crate) fn place_rows(&mut self, segments: &[Segment<'_>]) {
         self.rows.clear();
         for (index, segment) in segments.iter().enumerate() {
             let positions = segment.position..segment.position + segment.tokens;
             self.rows.extend(positions.map(|position| RowPlace { segment: index, position }));
+        }
+        self.wanted.clear();
+        self.wanted.extend(0..self.rows.len());
+    }
+
+    /// Of each segment's rows, those whose logits are asked for are wanted alone.
+    pub(crate) fn want_logits(&mut self, segments: &[Segment<'_>]) {
+        self.wanted.clear();
+        let mut end = 0;
+        for segment in segments {
+            end += segment.tokens;
+            self.wanted.extend(end - segment.logits.min(segment.tokens)..end);
         }
     }
 }
@@ -75,6 +89,27 @@ pub(crate) struct Activations<'a> {
     pub attended: &'a mut [f32], // [tokens, heads, head_dim]
     pub gate: &'a mut [f32],     // [tokens, intermediate]
     pub up: &'a mut [f32],       // [tokens, intermediate]
+}
+
+impl Activations<'_> {
+    /// Leaves the first `tokens` rows of each.
+    pub fn truncate(&mut self, tokens: usize, widths: Widths) {
+        let Widths { width, q, kv, intermediate } = widths;
+        let Self { normed, q: query, k, v, unnormed, attended, gate, up } = self;
+        let cuts = [
+            (normed, width),
+            (query, q),
+            (k, kv),
+            (v, kv),
+            (unnormed, q),
+            (attended, q),
+            (gate, intermediate),
+            (up, intermediate),
+        ];
+        for (rows, width) in cuts {
+            *rows = &mut std::mem::take(rows)[..tokens * width];
+        }
+    }
 }
 
 impl Floats {

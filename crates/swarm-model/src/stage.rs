@@ -59,6 +59,9 @@ pub struct Segment<'a> {
     pub position: usize,
     /// How many rows: the prompt chunk in prefill, 1 in decode, 1 + drafted in verify.
     pub tokens: usize,
+    /// Of how many of them, the last ones, somebody will ask for the logits: none of a prompt chunk that others follow. Means
+    /// nothing to a stage that is not the tail.
+    pub logits: usize,
 }
 
 impl Stage {
@@ -200,7 +203,8 @@ impl Stage {
     /// `hidden` is `[sum of tokens, width]`, row-major f32: the residual stream of each segment's
     /// `position .. position + tokens`, one segment after the other. On return it holds the rows the
     /// next stage wants. A row's bits depend on its own session only: not on the other segments, nor
-    /// on how the prompt was cut, nor on the threads of `pool`.
+    /// on how the prompt was cut, nor on the threads of `pool`. The tail's last layer computes keys and values of all rows,
+    /// and beyond that the rows alone whose logits are wanted; what it leaves in the other ones means nothing.
     ///
     /// Each session grows by exactly its `tokens`, or none does: a step that fails leaves every `kv`
     /// as it was. Costs one pass over the stage's weights; allocates nothing but KV pages once
@@ -225,6 +229,9 @@ impl Stage {
         scratch.place_rows(segments);
         let mut step = Step { pool, shape: &self.shape, rope: &self.rope, segments };
         for (index, layer) in self.weights.decoder.iter().enumerate() {
+            if self.layers.start + index + 1 == self.config.num_hidden_layers {
+                scratch.want_logits(step.segments);
+            }
             layer.forward(index, &mut step, hidden, scratch);
         }
         for segment in step.segments {
@@ -272,7 +279,7 @@ impl Stage {
     fn admit(&self, segments: &[Segment<'_>], hidden: &[f32]) -> Result<(), StepError> {
         let mut tokens = 0usize;
         for segment in segments {
-            let &Segment { ref kv, position, tokens: more } = segment;
+            let &Segment { ref kv, position, tokens: more, .. } = segment;
             if kv.layout() != self.kv_layout(kv.layout().kv_type) {
                 return Err(StepError::ForeignKv);
             }
@@ -324,7 +331,7 @@ fn want_len(what: &'static str, want: usize, got: usize) -> Result<(), StepError
 /// Takes the pages every segment needs, or none.
 fn reserve(segments: &mut [Segment<'_>]) -> Result<(), StepError> {
     for index in 0..segments.len() {
-        let Segment { kv, position, tokens } = &mut segments[index];
+        let Segment { kv, position, tokens, .. } = &mut segments[index];
         if let Err(full) = kv.reserve(*position + *tokens) {
             segments[..index].iter_mut().for_each(|segment| segment.kv.release_spare());
             return Err(full.into());

@@ -84,21 +84,22 @@ fn a_refused_step_names_its_reason_and_leaves_the_session_as_it_was() {
     let layout = bench.stage.kv_layout(KvType::F16);
     let kv_pool = KvPool::new(layout, 3 * layout.page_bytes());
     let (mut a, mut b) = (kv_pool.open(), kv_pool.open());
-    bench.run(vec![Segment { kv: &mut a, position: 0, tokens: 5 }]).unwrap();
+    bench.run(vec![Segment { kv: &mut a, position: 0, tokens: 5, logits: 0 }]).unwrap();
 
-    let lost = bench.run(vec![Segment { kv: &mut a, position: 6, tokens: 1 }]).unwrap_err();
+    let lost = bench.run(vec![Segment { kv: &mut a, position: 6, tokens: 1, logits: 0 }]).unwrap_err();
     assert_eq!((lost.clone(), lost.blame()), (StepError::OutOfOrder { want: 5, got: 6 }, Blame::Peer));
-    let repeated = bench.run(vec![Segment { kv: &mut a, position: 4, tokens: 1 }]).unwrap_err();
+    let repeated = bench.run(vec![Segment { kv: &mut a, position: 4, tokens: 1, logits: 0 }]).unwrap_err();
     assert_eq!(repeated, StepError::OutOfOrder { want: 5, got: 4 });
-    let empty = bench.run(vec![Segment { kv: &mut a, position: 5, tokens: 0 }]).unwrap_err();
+    let empty = bench.run(vec![Segment { kv: &mut a, position: 5, tokens: 0, logits: 0 }]).unwrap_err();
     assert_eq!(empty, StepError::EmptySegment { position: 5 });
-    let long = bench.run(vec![Segment { kv: &mut a, position: 5, tokens: 508 }]).unwrap_err();
+    let long = bench.run(vec![Segment { kv: &mut a, position: 5, tokens: 508, logits: 0 }]).unwrap_err();
     assert_eq!(long, StepError::ContextFull { context: 512, position: 5, tokens: 508 });
     assert_eq!(long.blame(), Blame::Caller);
-    let huge = bench.run(vec![Segment { kv: &mut b, position: 0, tokens: usize::MAX / 64 }]).unwrap_err();
+    let huge =
+        bench.run(vec![Segment { kv: &mut b, position: 0, tokens: usize::MAX / 64, logits: 0 }]).unwrap_err();
     assert_eq!(huge.blame(), Blame::Caller);
     let mut narrow = vec![0.0; 63];
-    let mut segments = [Segment { kv: &mut a, position: 5, tokens: 1 }];
+    let mut segments = [Segment { kv: &mut a, position: 5, tokens: 1, logits: 0 }];
     let width = bench.stage.forward(&bench.pool, &mut segments, &mut narrow, &mut Scratch::default());
     assert_eq!(width, Err(StepError::WidthMismatch { what: "the hidden rows", want: 64, got: 63 }));
 
@@ -111,10 +112,13 @@ fn a_full_cache_refuses_the_whole_batch_and_the_step_succeeds_once_there_is_room
     let layout = bench.stage.kv_layout(KvType::F32);
     let kv_pool = KvPool::new(layout, 3 * layout.page_bytes());
     let (mut a, mut b, mut other) = (kv_pool.open(), kv_pool.open(), kv_pool.open());
-    bench.run(vec![Segment { kv: &mut other, position: 0, tokens: 1 }]).unwrap();
+    bench.run(vec![Segment { kv: &mut other, position: 0, tokens: 1, logits: 0 }]).unwrap();
 
     fn batch<'a>(a: &'a mut SessionKv, b: &'a mut SessionKv) -> Vec<Segment<'a>> {
-        vec![Segment { kv: a, position: 0, tokens: 3 }, Segment { kv: b, position: 0, tokens: TILE + 1 }]
+        vec![
+            Segment { kv: a, position: 0, tokens: 3, logits: 0 },
+            Segment { kv: b, position: 0, tokens: TILE + 1, logits: 0 },
+        ]
     }
     let full = bench.run(batch(&mut a, &mut b)).unwrap_err();
     assert_eq!(full, StepError::Kv(KvError::Full { wanted: 2, free: 1, max: 3 }));
@@ -165,7 +169,7 @@ fn a_stage_does_only_its_own_part() {
     assert!(bench.stage.embed(&[1, 2], &mut row).is_err());
 
     let foreign = KvPool::new(load(&opened.checkpoint, 0..1).kv_layout(KvType::F16), usize::MAX);
-    let refused = bench.run(vec![Segment { kv: &mut foreign.open(), position: 0, tokens: 1 }]);
+    let refused = bench.run(vec![Segment { kv: &mut foreign.open(), position: 0, tokens: 1, logits: 0 }]);
     assert_eq!(refused, Err(StepError::ForeignKv));
 }
 

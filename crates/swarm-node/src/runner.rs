@@ -130,7 +130,7 @@ impl StageRunner {
         for ids in ids.chunks(LOGITS_ROWS) {
             rows.resize(ids.len() * width, 0.0);
             self.stage.embed(ids, &mut rows)?;
-            let segment = Segment { position, tokens: ids.len(), kv: &mut kv };
+            let segment = Segment { position, tokens: ids.len(), logits: ids.len(), kv: &mut kv };
             self.stage.forward(&self.pool, &mut [segment], &mut rows, &mut self.scratch)?;
             let mut logits = vec![0.0; ids.len() * vocab];
             self.stage.logits(&self.pool, &rows, &mut logits, &mut self.scratch)?;
@@ -233,6 +233,7 @@ impl StageRunner {
                 kv: &mut state.kv,
                 position: head.position.index(),
                 tokens: head.tokens as usize,
+                logits: usize::from(head.sample),
             })
             .collect();
         let result = self.stage.forward(&self.pool, &mut batch, &mut self.rows, &mut self.scratch);

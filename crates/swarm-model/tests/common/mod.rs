@@ -91,35 +91,42 @@ impl Chain {
         ChainSession(self.kv_pools.iter().map(KvPool::open).collect())
     }
 
-    /// One step of several sessions in one batch; the logits of every row, `[tokens, vocab]`.
+    /// One step of several sessions in one batch; the logits of the last rows of each, as many as the batch says.
     pub fn try_batch(
         &self,
         pool: &Pool,
-        batch: &mut [(&mut ChainSession, &[u32])],
+        batch: &mut [(&mut ChainSession, &[u32], usize)],
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>, StepError> {
-        let ids: Vec<u32> = batch.iter().flat_map(|(_, ids)| ids.iter().copied()).collect();
+        let ids: Vec<u32> = batch.iter().flat_map(|(_, ids, _)| ids.iter().copied()).collect();
         let (first, tail) = (&self.stages[0], &self.stages[self.stages.len() - 1]);
-        let mut hidden = vec![0.0; ids.len() * first.config().hidden_size];
+        let width = first.config().hidden_size;
+        let mut hidden = vec![0.0; ids.len() * width];
         first.embed(&ids, &mut hidden)?;
         for (index, stage) in self.stages.iter().enumerate() {
             let mut segments: Vec<Segment<'_>> = batch
                 .iter_mut()
-                .map(|(session, ids)| {
+                .map(|(session, ids, logits)| {
                     let kv = &mut session.0[index];
-                    Segment { position: kv.len(), tokens: ids.len(), kv }
+                    Segment { position: kv.len(), tokens: ids.len(), logits: *logits, kv }
                 })
                 .collect();
             stage.forward(pool, &mut segments, &mut hidden, scratch)?;
         }
-        let mut logits = vec![0.0; ids.len() * tail.config().vocab_size];
-        tail.logits(pool, &hidden, &mut logits, scratch)?;
+        let (mut rows, mut rest) = (Vec::new(), &hidden[..]);
+        for (_, ids, logits) in batch {
+            let (here, after) = rest.split_at(ids.len() * width);
+            rows.extend_from_slice(&here[(ids.len() - *logits) * width..]);
+            rest = after;
+        }
+        let mut logits = vec![0.0; rows.len() / width * tail.config().vocab_size];
+        tail.logits(pool, &rows, &mut logits, scratch)?;
         Ok(logits)
     }
 
     /// One step of one session.
     pub fn step(&self, pool: &Pool, session: &mut ChainSession, ids: &[u32]) -> Vec<f32> {
-        self.try_batch(pool, &mut [(session, ids)], &mut Scratch::default()).unwrap()
+        self.try_batch(pool, &mut [(session, ids, ids.len())], &mut Scratch::default()).unwrap()
     }
 
     /// The logits of `ids` fed to a new session in steps of the given sizes, the last repeated.
@@ -131,7 +138,9 @@ impl Chain {
         let mut sizes = steps.iter().copied().chain(std::iter::repeat(steps[steps.len() - 1]));
         while !rest.is_empty() {
             let (chunk, after) = rest.split_at(sizes.next().unwrap().clamp(1, rest.len()));
-            logits.extend(self.try_batch(pool, &mut [(&mut session, chunk)], &mut scratch).unwrap());
+            logits.extend(
+                self.try_batch(pool, &mut [(&mut session, chunk, chunk.len())], &mut scratch).unwrap(),
+            );
             rest = after;
         }
         logits
