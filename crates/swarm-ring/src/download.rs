@@ -5,8 +5,14 @@ use std::ops::Range;
 use crate::place::{ModelShape, Objective};
 use crate::plan::{Costs, CutStage, Sums, Wanted};
 
-/// A placement may be so much slower, in hundredths, when less is fetched for it.
+/// A placement may be so much slower, in hundredths, when less is fetched for it; many users may wait so much longer for a token when
+/// their prompts are faster for it.
 pub const SLACK_PERCENT: u64 = 5;
+
+/// The most that is still as good as `value`.
+pub(crate) fn with_slack(value: u128) -> u128 {
+    value.saturating_add(value.saturating_mul(SLACK_PERCENT.into()) / 100)
+}
 
 /// What one node lacks of a model, in bytes of files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,8 +69,7 @@ impl Costs<'_> {
     pub(crate) fn frugal(&self, objective: Objective, wanted: Wanted, best: Vec<CutStage>) -> Vec<CutStage> {
         let fetched = self.downloads.of_cut(&best, self.model);
         let Some(sums) = self.sums_of(&best).filter(|_| fetched > 0) else { return best };
-        let slack = |value: u128| value.saturating_add(value.saturating_mul(SLACK_PERCENT.into()) / 100);
-        let limit = Sums { lap: slack(sums.lap), slowest: slack(sums.slowest), ..sums };
+        let limit = Sums { lap: with_slack(sums.lap), slowest: with_slack(sums.slowest), ..sums };
         let within = |sums: Sums| match objective {
             Objective::Latency => sums.lap <= limit.lap,
             Objective::Throughput => sums.slowest <= limit.slowest && sums.lap <= limit.lap,

@@ -162,8 +162,8 @@ pub enum Objective {
     /// The shortest time per token of one user.
     #[default]
     Latency,
-    /// The most tokens of many users together: the slowest stage is as fast as it can be; among
-    /// such placements the lap is shortest.
+    /// The most tokens of many users together: the slowest stage is as fast as it can be, within
+    /// [`SLACK_PERCENT`](crate::SLACK_PERCENT). Among such placements prompts are fastest, and then the lap is shortest.
     Throughput,
     /// The fewest nodes that hold the model; among those the fullest node has the most room left.
     Fit,

@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::download::Downloads;
+use crate::download::{Downloads, with_slack};
 use crate::place::{
     Alternative, ModelShape, Objective, PlaceError, PlacedStage, Placement, Plan, RoomProfile, Split,
 };
@@ -117,6 +117,8 @@ pub(crate) struct Costs<'a> {
 pub(crate) struct Sums {
     pub lap: u128,
     pub slowest: u128,
+    /// One row of a prompt on the node where it takes longest.
+    pub slowest_row: u128,
     /// Fullest node, in millionths of what it offers.
     pub fullest: u128,
     pub nodes: u128,
@@ -189,6 +191,11 @@ impl<'a> Costs<'a> {
         self.scaled(node.speed.layer_ns, layers) + u128::from(head)
     }
 
+    /// One row of a prompt chunk through `layers` on `node`.
+    fn row_ns(&self, node: usize, layers: &Range<usize>) -> u128 {
+        self.room.nodes.get(node).map_or(0, |node| self.scaled(node.speed.row_ns, layers))
+    }
+
     /// `per_layer` times the layers, each weighed by its bytes against the mean layer.
     fn scaled(&self, per_layer: u64, layers: &Range<usize>) -> u128 {
         let sum = |at: usize| self.sums.get(at).copied().unwrap_or_default();
@@ -229,6 +236,7 @@ impl<'a> Costs<'a> {
         let mut sums = Sums {
             lap: sums.lap.saturating_add(compute).saturating_add(hop),
             slowest: sums.slowest.max(compute).max(transfer),
+            slowest_row: sums.slowest_row.max(self.row_ns(node, layers)),
             fullest: sums.fullest.max(u128::from(need) * 1_000_000 / u128::from(offered.max(1))),
             nodes: sums.nodes + 1,
             fetch: sums.fetch + u128::from(self.downloads.bytes(node, layers, self.model)),
@@ -262,7 +270,13 @@ impl<'a> Costs<'a> {
             }
             Objective::Throughput => {
                 let (best, _) = self.cheapest(wanted, |sums| Some(sums.slowest))?;
-                let within = |sums: Sums| (sums.slowest <= best).then_some((sums.lap, sums.nodes));
+                // The head makes the tail slow at decoding, not at prompts, which take it once.
+                let near = |sums: &Sums| sums.slowest <= with_slack(best);
+                let (row, _) = self.cheapest(wanted, |sums| near(&sums).then_some(sums.slowest_row))?;
+                let near = |sums: &Sums| near(sums) && sums.slowest_row <= row;
+                let (best, _) = self.cheapest(wanted, |sums| near(&sums).then_some(sums.slowest))?;
+                let within =
+                    |sums: Sums| (near(&sums) && sums.slowest <= best).then_some((sums.lap, sums.nodes));
                 self.cheapest(wanted, within).map(|found| found.1)
             }
             Objective::Fit => {
@@ -425,7 +439,7 @@ impl<'a> Costs<'a> {
     pub(crate) fn describe(&self, cut: &[CutStage]) -> Placement {
         let ms = |ns: u128| ns as f64 / 1e6;
         let rate = |ns: u128| if ns == 0 { 0.0 } else { 1e9 / ns as f64 };
-        let (mut sums, mut before, mut compute, mut slowest_row) = (Sums::default(), None, 0u128, 0u128);
+        let (mut sums, mut before, mut compute) = (Sums::default(), None, 0u128);
         let mut stages = Vec::with_capacity(cut.len());
         for (index, (node, layers)) in cut.iter().enumerate() {
             let Some(profile) = self.room.nodes.get(*node) else { continue };
@@ -433,7 +447,6 @@ impl<'a> Costs<'a> {
             before = Some(*node);
             let own = self.compute_ns(*node, layers);
             compute += own;
-            slowest_row = slowest_row.max(self.scaled(profile.speed.row_ns, layers));
             let next = cut.get(index + 1).map(|(next, _)| *next);
             let bytes = if next.is_some() { self.model.hidden_bytes } else { self.model.token_bytes };
             let next = next.unwrap_or(0);
@@ -461,7 +474,7 @@ impl<'a> Costs<'a> {
             slowest_ms: ms(sums.slowest),
             tok_per_s: rate(sums.lap),
             tok_per_s_many: rate(sums.slowest),
-            prefill_tok_per_s: rate(slowest_row),
+            prefill_tok_per_s: rate(sums.slowest_row),
         }
     }
 

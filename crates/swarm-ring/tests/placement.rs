@@ -90,14 +90,15 @@ fn any_model() -> impl Strategy<Value = ModelShape> {
 }
 
 fn any_room() -> impl Strategy<Value = RoomProfile> {
-    let node_strategy = (10u64..400, 1u64..20, 0u64..30);
+    let node_strategy = (10u64..400, 1u64..20, 1u64..8, 0u64..30);
     let link_strategy = proptest::option::weighted(0.9, (0u64..8, 1u64..200));
     (vec(node_strategy, 1..5), vec(link_strategy, 16)).prop_map(|(nodes, links)| {
         let nodes: Vec<NodeProfile> = nodes
             .into_iter()
             .enumerate()
-            .map(|(index, (memory, layer, head))| {
+            .map(|(index, (memory, layer, row, head))| {
                 let mut node = node(index, memory * 1_000_000, layer * MS);
+                node.speed.row_ns = row * MS;
                 node.speed.head_ns = head * MS;
                 node
             })
@@ -115,7 +116,7 @@ fn any_room() -> impl Strategy<Value = RoomProfile> {
     })
 }
 
-/// What the objective is about, the smaller the better; `None` where it is a matter of taste.
+/// What the objective is about among placements as good as each other, the smaller the better.
 fn cost(objective: Objective, placement: &Placement) -> (f64, f64) {
     let fullest = placement
         .stages
@@ -127,6 +128,15 @@ fn cost(objective: Objective, placement: &Placement) -> (f64, f64) {
         Objective::Throughput => (placement.slowest_ms, placement.lap_ms),
         Objective::Fit => (placement.stages.len() as f64, fullest),
     }
+}
+
+/// Those with the fastest prompts among those whose slowest stage is nearly as fast as it can be.
+fn fastest_prompts(placements: &mut Vec<&Placement>) {
+    let ns = |placement: &Placement| (placement.slowest_ms * 1e6).round() as u64;
+    let best = placements.iter().map(|placement| ns(placement)).min().unwrap_or_default();
+    placements.retain(|placement| ns(placement) <= best + best * SLACK_PERCENT / 100);
+    let fastest = placements.iter().map(|placement| placement.prefill_tok_per_s).fold(0.0, f64::max);
+    placements.retain(|placement| placement.prefill_tok_per_s == fastest);
 }
 
 proptest! {
@@ -147,7 +157,7 @@ proptest! {
                     Split::Always => room.nodes.len()..=room.nodes.len(),
                     Split::Never => 1..=1,
                 };
-                let allowed: Vec<&Placement> =
+                let mut allowed: Vec<&Placement> =
                     fits.iter().filter(|other| count.contains(&other.stages.len())).collect();
                 let Ok(plan) = plan(&room, &model, objective, split) else {
                     prop_assert!(allowed.is_empty(), "a cut fits, but none was found");
@@ -162,6 +172,10 @@ proptest! {
                     prop_assert!(stage.memory_bytes <= stage.offered_bytes);
                     prop_assert_eq!(stage.memory_bytes, model.stage_memory(&stage.layers).total());
                     prop_assert!(!stage.layers.is_empty());
+                }
+                if objective == Objective::Throughput {
+                    fastest_prompts(&mut allowed);
+                    prop_assert!(allowed.contains(&chosen), "{:?}", chosen);
                 }
                 for other in allowed {
                     prop_assert!(cost(objective, chosen) <= cost(objective, other), "{:?}\n{:?}", chosen, other);
@@ -331,6 +345,23 @@ fn equal_nodes_share_equally_in_their_order() {
         let order: Vec<u8> = plan.placement.stages.iter().map(|stage| stage.node.0[0]).collect();
         assert_eq!(order, [0, 1, 2, 3, 4]);
     }
+}
+
+#[test]
+fn prompts_are_shared_out_evenly_where_decoding_loses_little() {
+    // The head weighs one and a half layers in decoding, and nothing in a prompt.
+    let node = |index| {
+        let mut node = node(index, GB, MS);
+        (node.speed.row_ns, node.speed.head_ns) = (MS / 8, 3 * MS / 2);
+        node
+    };
+    let room = room(vec![node(0), node(1)], 1000);
+    let cut = |layers| {
+        let plan = plan(&room, &model(layers, 10_000_000), Objective::Throughput, Split::Always).unwrap();
+        cut_of(&plan.placement)
+    };
+    assert_eq!(cut(22), [0..11, 11..22]); // 12.5 in place of 12 layers' time
+    assert_eq!(cut(8), [0..5, 5..8]); // 5.5 in place of 5 would be too much
 }
 
 #[test]
