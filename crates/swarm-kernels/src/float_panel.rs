@@ -21,7 +21,6 @@ use crate::avx2_float::Avx2Tile;
 use crate::avx512_float::Avx512Tile;
 use crate::dtype::DType;
 use crate::interleave::{STRIPE, Stripes};
-use crate::pack::LANES;
 
 /// Columns of a panel. The weights of one partial sum, 8 or 16 KiB, stay in the L1 cache while all tokens meet them.
 const COLUMNS: usize = 2048;
@@ -158,15 +157,16 @@ impl<const E: usize> FloatPanel<E> {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn widen<const KIND: u8>(&mut self, rows: Stripes<'_>, columns: Range<usize>) {
         let sixteen = if KIND == 0 { 64 } else { 32 };
-        for eight in 0..rows.rows().div_ceil(LANES) {
-            let first = &rows.bytes[2 * eight * rows.shape.bytes..];
-            let second = if first.len() > rows.shape.bytes { rows.shape.bytes } else { 0 };
-            for (at, i) in (columns.start / 16..columns.end / 16).enumerate() {
-                for half in 0..2 {
-                    let from = i * STRIPE * sixteen + half * sixteen / 2;
+        let stripe = rows.shape.bytes;
+        // A line of the panel is written whole before the next one: it is not in the L1 cache for long.
+        for (at, i) in (columns.start / 16..columns.end / 16).enumerate() {
+            for half in 0..2 {
+                let from = i * STRIPE * sixteen + half * sixteen / 2;
+                for (eight, stripes) in rows.bytes.chunks(2 * stripe).enumerate() {
+                    let second = if stripes.len() > stripe { stripe } else { 0 };
                     // SAFETY: eight values of each row are inside the stripes, by the caller's promise.
                     let lanes = unsafe {
-                        let from = first.as_ptr().add(from);
+                        let from = stripes.as_ptr().add(from);
                         turned::<KIND>([from, from.add(second)])
                     };
                     for (weights, lanes) in self.weights[8 * half..].iter_mut().zip(lanes) {
