@@ -20,6 +20,10 @@ GOLDENS = ROOT / "crates/swarm-testkit/goldens"
 #: Long enough for a busy computer.
 SOON = 60.0
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what runs in its background like that, and children would not hear Ctrl-C either.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def _environment(home: Path) -> dict[str, str]:
     """This test's home, and nothing of what the tester's own environment says; no test asks the public Hub."""
