@@ -15,13 +15,11 @@
 use std::arch::x86_64::*;
 
 use crate::activation::{QuantBlock, QuantRows, SIDE};
+use crate::ahead::ahead;
 use crate::block::Scheme;
 use crate::dtype::DType;
 use crate::pack::{GroupShape, LANES, Layout};
 use crate::quant::segment;
-
-/// How far ahead weights are asked for, in bytes: what memory has on its way to one core.
-pub(crate) const PREFETCH: usize = 8192;
 
 /// The facts of one packed format that a tile is compiled for.
 pub(crate) trait Tile {
@@ -102,6 +100,7 @@ unsafe fn tile<F: Tile, const N: usize>(
     panel: usize,
     out: &mut [[f32; LANES]; SIDE],
 ) {
+    let ahead = ahead(N);
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
         let mut acc = [[_mm256_setzero_ps(); N]];
@@ -109,7 +108,7 @@ unsafe fn tile<F: Tile, const N: usize>(
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
-                ask_ahead::<F>(group, block);
+                ask_ahead::<F>(group, block, ahead);
                 add_block::<F, 1, N, false>([planes], [&scales], x, &mut acc);
             }
         }
@@ -233,11 +232,12 @@ pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PL
     }
 }
 
-/// Asks for what comes [`PREFETCH`] bytes after `block`.
+/// Asks for what comes [`ahead`] of `block`.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn ask_ahead<F: Tile>(group: &[u8], block: usize) {
-    let (at, lines) = F::LAYOUT.ahead(block, PREFETCH);
+fn ask_ahead<F: Tile>(group: &[u8], block: usize, ahead: Option<usize>) {
+    let Some(distance) = ahead else { return };
+    let (at, lines) = F::LAYOUT.ahead(block, distance);
     for line in 0..lines {
         // Never faults, also beyond the end of the weights.
         _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(at + 64 * line).cast());

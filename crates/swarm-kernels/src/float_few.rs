@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::KernelPath;
 use crate::activation::{FloatRows, Sixteen};
-use crate::avx2::PREFETCH;
+use crate::ahead::ahead;
 use crate::avx2_float::Avx2Few;
 use crate::avx512_float::Avx512Few;
 use crate::dtype::DType;
@@ -55,10 +55,10 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    /// What lies [`PREFETCH`] bytes behind the step's own columns of a stripe, or in the stripes behind it.
+    /// What lies so far behind the step's own columns of a stripe, or in the stripes behind it; nothing where memory is not asked.
     #[inline(always)]
-    pub fn ahead(stripe: &[u8], step: usize) -> Self {
-        Self { start: stripe.as_ptr().wrapping_add(PREFETCH), step }
+    pub fn ahead(stripe: &[u8], step: usize) -> Option<Self> {
+        Some(Self { start: stripe.as_ptr().wrapping_add(ahead(1)?), step })
     }
 
     /// Part `part` of `parts` of this, for a loop of `steps` steps.

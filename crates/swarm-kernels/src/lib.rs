@@ -15,6 +15,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod activation;
+mod ahead;
 mod attention;
 mod block;
 mod buffer;

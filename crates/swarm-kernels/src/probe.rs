@@ -1,5 +1,6 @@
 //! Measures how fast this computer reads memory, with the weights' own page size: the limit decode is held against.
 
+use crate::ahead::ahead;
 use crate::buffer::Buffer;
 use crate::pool::{Pool, SharedRows};
 
@@ -8,17 +9,18 @@ pub struct ReadProbe {
     buffer: Buffer,
 }
 
-/// Asks for what comes 8 KiB after `words`, as the matmul does: the limit is what memory gives to a reader that asks
-/// in time.
-fn ask_ahead(words: &[u8; 128]) {
+/// Asks for what comes after `words`, as the matmul does: the limit is what memory gives to a reader that asks in time, where that
+/// helps.
+fn ask_ahead(words: &[u8; 128], ahead: Option<usize>) {
     #[cfg(target_arch = "x86_64")]
-    for line in 0..2 {
+    for line in 0..ahead.map_or(0, |_| 2) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let at = ahead.unwrap_or_default() + 64 * line;
         // SAFETY: a prefetch never faults, also beyond the end, and every x86-64 CPU has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(8192 + 64 * line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(at).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = words;
+    let _ = (words, ahead);
 }
 
 /// Bytes one task reads.
@@ -37,10 +39,11 @@ impl ReadProbe {
         let bytes = self.buffer.bytes();
         let mut sums = vec![0.0f32; bytes.len().div_ceil(CHUNK)];
         let shared = SharedRows::new(&mut sums);
+        let ahead = ahead(1);
         pool.run(bytes.len().div_ceil(CHUNK), |task| {
             let mut lanes = [0u64; 16];
             for words in bytes[task * CHUNK..].chunks(CHUNK).next().unwrap_or(&[]).as_chunks::<128>().0 {
-                ask_ahead(words);
+                ask_ahead(words, ahead);
                 for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
                     *lane ^= u64::from_ne_bytes(*word);
                 }

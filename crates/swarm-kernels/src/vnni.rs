@@ -48,8 +48,6 @@ const FEW: usize = 4 * SIDE;
 pub(crate) type Values = [f32; 2 * ROWS];
 /// Tokens a panel meets.
 pub(crate) const TOKENS: usize = 64;
-/// How far ahead weights are asked for, in bytes.
-const PREFETCH: usize = 8192;
 
 /// The vectors of one instruction set: `LANES` lanes of 32 bits, one for each row of a group.
 ///
@@ -84,6 +82,8 @@ pub(crate) trait Lanes: Sized {
         out: &mut [Values],
     );
 
+    /// How far before they are read memory is asked for weights that so many tokens meet, in bytes; nothing where it is not.
+    fn ahead(tokens: usize) -> Option<usize>;
     /// Asks for a cache line; any address.
     fn ask(at: *const u8);
     /// Asks for a cache line that is wanted later, not in the L1 cache yet.
@@ -457,14 +457,14 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     place: usize,
     out: &mut [Values],
 ) {
-    let start = group.as_ptr();
+    let (start, ahead) = (group.as_ptr(), L::ahead(N));
     // SAFETY: every block of a segment is below `shape.blocks`; the rest is the caller's promise.
     unsafe {
         let mut partial = [[L::splat(0.0); 16]; N];
         for s in 0..16 {
             let mut acc = [[L::splat(0.0); N]];
             for (block, x) in segment(s, shape.blocks).zip(x.segment(s, 0)) {
-                ask_ahead::<L, F>(start, block);
+                ask_ahead::<L, F>(start, block, ahead);
                 let place = F::layout(L::LANES).place(shape.blocks, block);
                 let scales = |_: usize| stored_scales::<L, F>(start, place);
                 let code = |_: usize, g: usize| stored_code::<L, F>(start.add(place.planes), g);
@@ -480,10 +480,11 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     }
 }
 
-/// Asks for what comes [`PREFETCH`] bytes after `block`.
+/// Asks for what comes `ahead` of `block`.
 #[inline(always)]
-fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, block: usize) {
-    let (at, lines) = F::layout(L::LANES).ahead(block, PREFETCH);
+fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, block: usize, ahead: Option<usize>) {
+    let Some(distance) = ahead else { return };
+    let (at, lines) = F::layout(L::LANES).ahead(block, distance);
     for line in 0..lines {
         L::ask(start.wrapping_add(at + 64 * line));
     }
