@@ -386,3 +386,141 @@ impl StandIn {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+    use swarm_link::{Connection, Identity, LinkSettings, Listener, SwarmSecret, dial};
+    use swarm_wire::{Frame, FrameHead, Tokens};
+
+    const EPOCH: Epoch = Epoch(3);
+    const LIMITS: Limits =
+        Limits { width: 64, vocab: 100, context_max: 512, tokens_max: 1024, segments_max: 4, stages_max: 3 };
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The inbox at one end of a link, and the other end.
+    fn inbox(beside: Beside) -> (Inbox, Connection) {
+        let secret = SwarmSecret::random().unwrap();
+        let identity = || Identity::ephemeral(secret.clone()).unwrap();
+        let settings = LinkSettings::default();
+        let listener = Listener::bind_to("127.0.0.1:0".parse().unwrap(), &identity(), &settings).unwrap();
+        let address = SocketAddr::from(([127, 0, 0, 1], listener.port()));
+        let mut far = dial(&[address], &identity(), &settings, PATIENCE).unwrap();
+        far.receiver.set_idle_timeout(Some(PATIENCE)).unwrap();
+        let Connection { sender: receipts, receiver, .. } =
+            listener.connections().recv_timeout(PATIENCE).unwrap();
+        (receive_frames(Upstream { receiver, receipts }, &LIMITS, beside).unwrap(), far)
+    }
+
+    /// A batch that is acknowledged, of `bytes` bytes or a few.
+    fn batch(lap: u64, bytes: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let head = FrameHead { epoch: EPOCH, lap };
+        Frame::Tokens(Tokens { head, items: &[], trail: &[] }).encode(&LIMITS, &mut out).unwrap();
+        out.resize(out.len().max(bytes), 0);
+        out
+    }
+
+    fn send(far: &mut Connection, message: &[u8]) {
+        far.sender.send(&[message]).unwrap();
+    }
+
+    /// What the other end is told next.
+    fn told(far: &mut Connection) -> Vec<u8> {
+        let mut message = Vec::new();
+        far.receiver.receive(&mut message).unwrap();
+        message
+    }
+
+    fn receipt(lap: u64) -> Vec<u8> {
+        Ack { epoch: EPOCH, lap }.encode().to_vec()
+    }
+
+    fn next(inbox: &Inbox) -> Vec<u8> {
+        inbox.next().expect("a frame").bytes
+    }
+
+    /// Sends `lap`, takes it, and waits until this thread's next reading is its own.
+    fn one_frame(inbox: &Inbox, far: &mut Connection, lap: u64) {
+        send(far, &batch(lap, 0));
+        assert_eq!(next(inbox), batch(lap, 0));
+    }
+
+    #[test]
+    fn who_waits_reads_and_acknowledges_in_order() {
+        for beside in [Beside::Nothing, Beside::Others] {
+            let (inbox, mut far) = inbox(beside);
+            (0..20).for_each(|lap| one_frame(&inbox, &mut far, lap));
+            // Several at once, and waiting again sends the receipts.
+            (20..23).for_each(|lap| send(&mut far, &batch(lap, 0)));
+            (20..23).for_each(|lap| assert_eq!(next(&inbox), batch(lap, 0)));
+            std::thread::scope(|scope| {
+                let waits = scope.spawn(|| next(&inbox));
+                (0..23).for_each(|lap| assert_eq!(told(&mut far), receipt(lap)));
+                send(&mut far, &batch(23, 0));
+                assert_eq!(waits.join().unwrap(), batch(23, 0));
+            });
+        }
+    }
+
+    #[test]
+    fn beside_a_long_computation_frames_are_acknowledged_and_wait() {
+        for bytes in [0, READ_HERE_BYTES + 1] {
+            let (inbox, mut far) = inbox(Beside::Nothing);
+            one_frame(&inbox, &mut far, 0);
+            send(&mut far, &batch(1, bytes));
+            assert_eq!(next(&inbox), batch(1, bytes));
+            // Nobody waits now.
+            send(&mut far, &batch(2, 0));
+            send(&mut far, &Echo { epoch: EPOCH, lap: 2 }.encode());
+            (0..3).for_each(|lap| assert_eq!(told(&mut far), receipt(lap)));
+            assert_eq!(told(&mut far), Echo { epoch: EPOCH, lap: 2 }.encode());
+            send(&mut far, &batch(3, 0));
+            assert_eq!(told(&mut far), receipt(3));
+            assert_eq!((next(&inbox), next(&inbox)), (batch(2, 0), batch(3, 0)));
+            // The stand-in gives the link back with the first frame that somebody waits for.
+            one_frame(&inbox, &mut far, 4);
+            one_frame(&inbox, &mut far, 5);
+            assert_eq!((told(&mut far), told(&mut far)), (receipt(4), receipt(5)));
+        }
+    }
+
+    #[test]
+    fn a_look_around_brings_nothing_and_loses_nothing() {
+        let (inbox, mut far) = inbox(Beside::Others);
+        one_frame(&inbox, &mut far, 0);
+        let mut looks = 0;
+        while looks < 3 {
+            match inbox.read() {
+                Read::Nothing => looks += 1,
+                Read::Queue => one_frame(&inbox, &mut far, 1),
+                Read::Frame(_) | Read::Ended => panic!("nothing was sent, and the link is up"),
+            }
+        }
+        one_frame(&inbox, &mut far, 2);
+    }
+
+    #[test]
+    fn an_end_says_why_whoever_reads() {
+        for computes in [false, true] {
+            let (inbox, mut far) = inbox(Beside::Nothing);
+            one_frame(&inbox, &mut far, 0);
+            send(&mut far, &batch(1, 0));
+            if computes {
+                // The stand-in has the frame when its receipt is here.
+                (0..2).for_each(|lap| assert_eq!(told(&mut far), receipt(lap)));
+            }
+            send(&mut far, &Closing { epoch: EPOCH, code: CloseCode::Order }.encode());
+            assert_eq!(next(&inbox), batch(1, 0));
+            assert!(inbox.next().is_none());
+            assert!(matches!(inbox.end(), Some(InboxEnd::Told(CloseCode::Order))));
+            assert!(inbox.next().is_none() && inbox.end().is_none());
+        }
+        let (inbox, far) = inbox(Beside::Nothing);
+        drop(far);
+        assert!(inbox.next().is_none());
+        assert!(matches!(inbox.end(), Some(InboxEnd::Link(LinkError::Closed))));
+    }
+}
