@@ -6,26 +6,29 @@ use crate::KernelPath;
 use crate::pool::{Pool, SharedRows};
 use crate::quant::segment;
 
-/// Tokens side by side in a [`QuantBlock`].
+/// Tokens side by side, where there are several.
 pub(crate) const SIDE: usize = 4;
 
-/// 32 columns of four tokens: what a tile reads of them lies together. A token that is not there is never read.
-#[repr(C, align(32))]
+/// 32 columns of one token.
+#[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(crate) struct QuantBlock {
-    pub q: [[i8; 32]; SIDE],
-    pub d: [f32; SIDE],
+    pub q: [i8; 32],
+    pub d: f32,
     /// Sums of the first and the last 16 codes.
-    pub sums: [[i16; 2]; SIDE],
+    pub sums: [i16; 2],
 }
 
-/// Rows of activations quantized to int8: `[16 segments, tokens / 4, blocks of the segment]` of [`QuantBlock`], so that
-/// what meets one segment of the weights lies together.
+/// Rows of activations quantized to int8: `[16 segments, tokens / 4, blocks of the segment, 4 tokens]`, so that
+/// what meets one segment of the weights lies together. A token that is not there is never read; one token alone leaves no
+/// places for others, for beside the weights' stream only what is short stays in the L1 cache.
 #[derive(Default)]
 pub(crate) struct QuantRows {
     blocks: Vec<QuantBlock>,
     per_row: usize,
     panels: usize,
+    /// Places for tokens beside each other: one or [`SIDE`].
+    side: usize,
 }
 
 /// One quantized row.
@@ -43,9 +46,9 @@ impl<'a> QuantRow<'a> {
 
     /// Codes, scale and half sums of block `i` of segment `s`.
     pub fn block(self, s: usize, i: usize) -> (&'a [i8; 32], f32, [i16; 2]) {
-        let (panel, side) = (self.token / SIDE, self.token % SIDE);
-        let block = &self.rows.segment(s, panel..panel + 1)[i];
-        (&block.q[side], block.d[side], block.sums[side])
+        let (panel, lane) = (self.token / SIDE, self.token % SIDE);
+        let block = &self.rows.segment(s, panel..panel + 1)[i * self.rows.side + lane];
+        (&block.q, block.d, block.sums)
     }
 }
 
@@ -80,19 +83,21 @@ impl QuantRows {
         assert!(cols.is_multiple_of(32) && cols > 0, "quantized rows of {cols} columns");
         let tokens = x.len() / cols;
         (self.per_row, self.panels) = (cols / 32, tokens.div_ceil(SIDE));
-        self.blocks.resize(self.panels * self.per_row, bytemuck::Zeroable::zeroed());
+        self.side = if tokens == 1 { 1 } else { SIDE };
+        self.blocks.resize(self.panels * self.per_row * self.side, bytemuck::Zeroable::zeroed());
         for (token, row) in x.chunks_exact(cols).enumerate() {
             let row = row.as_chunks::<32>().0;
             for s in 0..16 {
                 let (from, to) = (segment(s, self.per_row), self.place(s, token / SIDE..token / SIDE + 1));
-                let (x, blocks) = (&row[from], &mut self.blocks[to]);
+                let (x, side, lane) = (&row[from], self.side, token % SIDE);
+                let blocks = &mut self.blocks[to];
                 match path {
                     // SAFETY: this path is only chosen where AVX2 and FMA were detected.
                     #[cfg(target_arch = "x86_64")]
                     path if path.has_avx2() => unsafe {
-                        crate::avx2_quantize::quantize(x, blocks, token % SIDE);
+                        crate::avx2_quantize::quantize(x, blocks, side, lane);
                     },
-                    _ => quantize(x, blocks, token % SIDE),
+                    _ => quantize(x, blocks, side, lane),
                 }
             }
         }
@@ -102,12 +107,28 @@ impl QuantRows {
     fn place(&self, s: usize, panels: Range<usize>) -> Range<usize> {
         let segment = segment(s, self.per_row);
         let first = self.panels * segment.start;
-        first + panels.start * segment.len()..first + panels.end * segment.len()
+        let panel = |panel: usize| (first + panel * segment.len()) * self.side;
+        panel(panels.start)..panel(panels.end)
     }
 
     /// The blocks of segment `s` of some panels, one panel after the other.
     pub fn segment(&self, s: usize, panels: Range<usize>) -> &[QuantBlock] {
         &self.blocks[self.place(s, panels)]
+    }
+
+    /// The same where tokens are side by side.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    pub fn side_by_side(&self, s: usize, panels: Range<usize>) -> &[[QuantBlock; SIDE]] {
+        assert!(self.side == SIDE, "one token has no others beside it");
+        self.segment(s, panels).as_chunks().0
+    }
+
+    /// The first `N` tokens of a panel, block by block of segment `s`.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    #[inline(always)]
+    pub fn blocks<const N: usize>(&self, s: usize, panel: usize) -> impl Iterator<Item = &[QuantBlock; N]> {
+        let segment = self.segment(s, panel..panel + 1);
+        segment.chunks_exact(self.side.max(1)).filter_map(|tokens| tokens.first_chunk())
     }
 
     pub fn row(&self, token: usize) -> QuantRow<'_> {
@@ -121,10 +142,10 @@ impl QuantRows {
     }
 }
 
-/// Quantizes blocks of one token to their side of `blocks`.
-fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
-    for (x, block) in x.iter().zip(blocks) {
-        (block.d[side], block.sums[side]) = quantize_block(x, &mut block.q[side]);
+/// Quantizes blocks of one token to its lane of `blocks`, which have `side` each.
+fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize, lane: usize) {
+    for (x, block) in x.iter().zip(blocks.iter_mut().skip(lane).step_by(side)) {
+        (block.d, block.sums) = quantize_block(x, &mut block.q);
     }
 }
 
@@ -284,7 +305,7 @@ mod tests {
     fn rows(path: KernelPath, x: &[f32]) -> (Vec<i8>, Vec<u32>, Vec<[i16; 2]>) {
         let mut rows = QuantRows::default();
         rows.fill(path, x, x.len());
-        let blocks = || (0..16).flat_map(|s| rows.segment(s, 0..1)).map(|b| (&b.q[0], b.d[0], b.sums[0]));
+        let blocks = || (0..16).flat_map(|s| rows.segment(s, 0..1)).map(|b| (&b.q, b.d, b.sums));
         (
             blocks().flat_map(|(q, ..)| *q).collect(),
             blocks().map(|(_, d, _)| d.to_bits()).collect(),

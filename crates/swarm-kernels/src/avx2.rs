@@ -104,7 +104,7 @@ unsafe fn tile<F: Tile, const N: usize>(
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
         let mut acc = [[_mm256_setzero_ps(); N]];
-        for (block, x) in segment(s, shape.blocks).zip(x.segment(s, panel..panel + 1)) {
+        for (block, x) in segment(s, shape.blocks).zip(x.blocks(s, panel)) {
             // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
             unsafe {
                 let (planes, scales) = stored::<F>(group, shape, block);
@@ -194,7 +194,7 @@ pub(crate) unsafe fn stored<F: Tile>(group: &[u8], shape: GroupShape, block: usi
 pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
     planes: [*const u8; G],
     scales: [&Scales; G],
-    x: &QuantBlock,
+    x: &[QuantBlock; N],
     acc: &mut [[__m256; N]; G],
 ) {
     // Constants, for the compiler: what the schemes with f16 scales alone multiply by.
@@ -205,9 +205,9 @@ pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PL
     // SAFETY: the caller's promise.
     let sums = unsafe { products::<F, G, N, PLAIN>(planes, std::array::from_fn(s), x) };
     for n in 0..N {
-        let dx = _mm256_set1_ps(x.d[n]);
+        let dx = _mm256_set1_ps(x[n].d);
         // SAFETY: two i16 are as long as one i32, with no alignment demand.
-        let both = _mm256_set1_epi32(unsafe { x.sums[n].as_ptr().cast::<i32>().read_unaligned() });
+        let both = _mm256_set1_epi32(unsafe { x[n].sums.as_ptr().cast::<i32>().read_unaligned() });
         for i in 0..G {
             let mut scaled = sums[i][n];
             if F::OFFSET != 0 {
@@ -253,7 +253,7 @@ fn ask_ahead<F: Tile>(group: &[u8], block: usize, ahead: Option<usize>) {
 unsafe fn products<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
     planes: [*const u8; G],
     s: [__m256i; G],
-    x: &QuantBlock,
+    x: &[QuantBlock; N],
 ) -> [[__m256i; N]; G] {
     let half = |i: usize, g: usize| match F::SCHEME {
         Scheme::Super16 | Scheme::Super16Min if g < 4 => first_of_pair(s[i]),
@@ -278,7 +278,7 @@ unsafe fn products<F: Tile, const G: usize, const N: usize, const PLAIN: bool>(
             }
             for n in 0..N {
                 // SAFETY: quad g (0..8) of 32 bytes.
-                let quad = unsafe { x.q[n].as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
+                let quad = unsafe { x[n].q.as_ptr().add(4 * g).cast::<i32>().read_unaligned() };
                 let quad = _mm256_set1_epi32(quad);
                 for i in 0..G {
                     let product = if F::BITS == 8 {

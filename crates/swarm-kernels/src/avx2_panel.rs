@@ -158,7 +158,7 @@ impl QuantPanel {
                 }
             }
             let blocks = &self.blocks[..segment.len()];
-            let panels = x.segment(s, first..first + out.len().div_ceil(SIDE));
+            let panels = x.side_by_side(s, first..first + out.len().div_ceil(SIDE));
             for (p, n) in (0..out.len()).step_by(SIDE).enumerate() {
                 let x = &panels[p * blocks.len()..][..blocks.len()];
                 match out.len() - n {
@@ -203,13 +203,13 @@ unsafe fn unpack<F: Tile>(group: &[u8], shape: GroupShape, block: usize, plain: 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn meet<F: Tile, const G: usize, const N: usize>(
     blocks: &[[PlainBlock; 2]],
-    x: &[QuantBlock],
+    x: &[[QuantBlock; SIDE]],
     partial: &mut [Partial; 2],
     s: usize,
     first: usize,
 ) {
     let mut acc = [[_mm256_setzero_ps(); N]; G];
-    for (plain, x) in blocks.iter().zip(x) {
+    for (plain, x) in blocks.iter().zip(x.iter().filter_map(|x| x.first_chunk())) {
         let plain: [&PlainBlock; G] = std::array::from_fn(|i| &plain[i]);
         let scales = plain.map(|plain| plain.scales());
         // SAFETY: plain codes are 256 aligned bytes.

@@ -8,31 +8,32 @@ use crate::math::recip;
 /// Blocks whose scales are computed together, one in each lane.
 const TOGETHER: usize = 8;
 
-/// Quantizes blocks of one token to their side of `blocks`.
+/// Quantizes blocks of one token to its lane of `blocks`, which have `side` each.
 #[target_feature(enable = "avx2,fma")]
-pub(crate) fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
-    for (x, blocks) in x.chunks(TOGETHER).zip(blocks.chunks_mut(TOGETHER)) {
-        quantize_together(x, blocks, side);
+pub(crate) fn quantize(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize, lane: usize) {
+    for (x, blocks) in x.chunks(TOGETHER).zip(blocks.chunks_mut(TOGETHER * side)) {
+        quantize_together(x, blocks, side, lane);
     }
 }
 
 /// Up to eight blocks of one token.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn quantize_together(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize) {
+fn quantize_together(x: &[[f32; 32]], blocks: &mut [QuantBlock], side: usize, lane: usize) {
     let mut amax = [0u32; TOGETHER];
     for (amax, x) in amax.iter_mut().zip(x) {
         *amax = largest(x);
     }
     // Eight chains of Newton steps at once: one alone would take longer than the rest of its block.
     let inverse = amax.map(|amax| 127.0 * recip(f32::from_bits(amax)));
+    let blocks = blocks.iter_mut().skip(lane).step_by(side);
     for (((x, block), amax), inverse) in x.iter().zip(blocks).zip(amax).zip(inverse) {
         if (SMALLEST..=LARGEST).contains(&amax) {
-            block.d[side] = f32::from_bits(amax) * (1.0 / 127.0);
-            block.sums[side] = round_block(x, inverse, &mut block.q[side]);
+            block.d = f32::from_bits(amax) * (1.0 / 127.0);
+            block.sums = round_block(x, inverse, &mut block.q);
         } else {
-            block.d[side] = if amax < SMALLEST { 0.0 } else { f32::NAN };
-            (block.sums[side], block.q[side]) = ([0; 2], [0; 32]);
+            block.d = if amax < SMALLEST { 0.0 } else { f32::NAN };
+            (block.sums, block.q) = ([0; 2], [0; 32]);
         }
     }
 }

@@ -82,8 +82,6 @@ pub(crate) trait Lanes: Sized {
         out: &mut [Values],
     );
 
-    /// How far before they are read memory is asked for weights that so many tokens meet, in bytes; nothing where it is not.
-    fn ahead(tokens: usize) -> Option<usize>;
     /// Asks for a cache line; any address.
     fn ask(at: *const u8);
     /// Asks for a cache line that is wanted later, not in the L1 cache yet.
@@ -169,9 +167,14 @@ impl<'a> Tokens<'a> {
     }
 
     /// The blocks of segment `s` of tokens `4 * panel ..`, counted from the first.
-    fn segment(self, s: usize, panel: usize) -> &'a [QuantBlock] {
-        let panel = self.panel + panel;
-        self.rows.segment(s, panel..panel + 1)
+    fn side_by_side(self, s: usize, panel: usize) -> &'a [[QuantBlock; SIDE]] {
+        self.rows.side_by_side(s, self.panel + panel..self.panel + panel + 1)
+    }
+
+    /// The blocks of segment `s` of the first `N` tokens.
+    #[inline(always)]
+    fn blocks<const N: usize>(self, s: usize) -> impl Iterator<Item = &'a [QuantBlock; N]> {
+        self.rows.blocks(s, self.panel)
     }
 }
 
@@ -392,7 +395,7 @@ impl DotPanel {
             let blocks = &self.blocks[..segment.len()];
             let partial = &mut self.partial.0[s];
             for first in (0..out.len()).step_by(SIDE) {
-                let (x, partial) = (x.segment(s, first / SIDE), &mut partial[first..]);
+                let (x, partial) = (x.side_by_side(s, first / SIDE), &mut partial[first..]);
                 // SAFETY: the instructions are the caller's promise.
                 unsafe {
                     match out.len() - first {
@@ -426,13 +429,13 @@ impl DotPanel {
 #[inline(always)]
 unsafe fn meet<L: Lanes, F: Stored, const G: usize, const N: usize>(
     blocks: &[[PlainBlock; 2]],
-    x: &[QuantBlock],
+    x: &[[QuantBlock; SIDE]],
     partial: &mut [Values],
 ) {
     // SAFETY: the caller's promise; a plain block has eight vectors of codes, and each group its vector of `Values`.
     unsafe {
         let mut acc = [[L::splat(0.0); N]; G];
-        for (plain, x) in blocks.iter().zip(x) {
+        for (plain, x) in blocks.iter().zip(x.iter().filter_map(|x| x.first_chunk())) {
             let code = |group: usize, g: usize| L::load(plain[group].codes[g].as_ptr());
             let scales = |group: usize| plain[group].scales::<L>();
             add_block::<L, F, G, N>(code, scales, x, &mut acc);
@@ -457,13 +460,13 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     place: usize,
     out: &mut [Values],
 ) {
-    let (start, ahead) = (group.as_ptr(), L::ahead(N));
+    let (start, ahead) = (group.as_ptr(), crate::ahead::ahead(N));
     // SAFETY: every block of a segment is below `shape.blocks`; the rest is the caller's promise.
     unsafe {
         let mut partial = [[L::splat(0.0); 16]; N];
         for s in 0..16 {
             let mut acc = [[L::splat(0.0); N]];
-            for (block, x) in segment(s, shape.blocks).zip(x.segment(s, 0)) {
+            for (block, x) in segment(s, shape.blocks).zip(x.blocks(s)) {
                 ask_ahead::<L, F>(start, block, ahead);
                 let place = F::layout(L::LANES).place(shape.blocks, block);
                 let scales = |_: usize| stored_scales::<L, F>(start, place);
@@ -515,16 +518,16 @@ unsafe fn tree<L: Lanes>(p: &[L::F; 16]) -> L::F {
 unsafe fn add_block<L: Lanes, F: Stored, const G: usize, const N: usize>(
     code: impl Fn(usize, usize) -> L::I,
     scales: impl Fn(usize) -> Scales<L>,
-    x: &QuantBlock,
+    x: &[QuantBlock; N],
     acc: &mut [[L::F; N]; G],
 ) {
     // SAFETY: the instructions are the caller's promise; quad `g < 8` is inside a token's 32 bytes.
     unsafe {
         // The offset's share of each half, or of both together, taken off before the first product.
         let (first, second) = ([-F::OFFSET, if F::HALVES { 0 } else { -F::OFFSET }], [0, -F::OFFSET]);
-        let mut dots = [[[L::pair_product(x.sums[0], first); 2]; N]; G];
+        let mut dots = [[[L::pair_product(x[0].sums, first); 2]; N]; G];
         for n in 0..N {
-            let start = [L::pair_product(x.sums[n], first), L::pair_product(x.sums[n], second)];
+            let start = [L::pair_product(x[n].sums, first), L::pair_product(x[n].sums, second)];
             dots.iter_mut().for_each(|dots| dots[n] = start);
         }
         for g in 0..8 {
@@ -534,7 +537,7 @@ unsafe fn add_block<L: Lanes, F: Stored, const G: usize, const N: usize>(
                 *codes = code(group, g);
             }
             for n in 0..N {
-                let quad = L::quad(x.q[n].as_ptr().add(4 * g));
+                let quad = L::quad(x[n].q.as_ptr().add(4 * g));
                 for (dots, codes) in dots.iter_mut().zip(codes) {
                     dots[n][half] = L::dot(dots[n][half], codes, quad);
                 }
@@ -544,7 +547,7 @@ unsafe fn add_block<L: Lanes, F: Stored, const G: usize, const N: usize>(
             let scales = scales(group);
             for n in 0..N {
                 let [first, second] = dots[group][n];
-                acc[group][n] = scale::<L, F>(&scales, [first, second], x.d[n], x.sums[n], acc[group][n]);
+                acc[group][n] = scale::<L, F>(&scales, [first, second], x[n].d, x[n].sums, acc[group][n]);
             }
         }
     }

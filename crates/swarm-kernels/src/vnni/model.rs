@@ -65,9 +65,6 @@ impl<const L: usize> Lanes for Model<L> {
         unsafe { panel.run::<Self, F, G>(groups, shape, x, place, out) }
     }
 
-    fn ahead(_tokens: usize) -> Option<usize> {
-        None
-    }
     fn ask(_at: *const u8) {}
 
     fn ask_later(_at: *const u8) {}

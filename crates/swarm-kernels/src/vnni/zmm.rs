@@ -49,11 +49,6 @@ impl Lanes for Zmm {
     }
 
     #[inline]
-    fn ahead(tokens: usize) -> Option<usize> {
-        crate::ahead::ahead(tokens)
-    }
-
-    #[inline]
     fn ask(at: *const u8) {
         // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
