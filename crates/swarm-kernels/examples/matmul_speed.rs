@@ -1,13 +1,11 @@
 //! Speed of the matmul per format: decode (one token) in GB/s of weights, prefill (128 tokens) in GOP/s.
 //!
-//! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes] [formats]`; medians of 9, beside the memory's
+//! `cargo run --release -p swarm-kernels --example matmul_speed [threads] [megabytes] [formats] [columns]`; medians of 9, beside the memory's
 //! own read bandwidth in the same run. With several times the last cache (480 MB, the default) memory is the limit, with 0.5 MB arithmetic is.
 
 use std::time::Instant;
 
 use swarm_kernels::{DType, Job, KernelPath, MatmulScratch, Matrix, Pool, ReadProbe, matmul};
-
-const COLS: usize = 2048;
 
 fn median(mut run: impl FnMut() -> f64) -> f64 {
     let mut times: Vec<f64> = (0..9).map(|_| run()).collect();
@@ -18,6 +16,7 @@ fn median(mut run: impl FnMut() -> f64) -> f64 {
 fn main() {
     let argument = |i: usize| std::env::args().nth(i).and_then(|text| text.parse::<f64>().ok());
     let threads = argument(1).unwrap_or(1.0) as usize;
+    let cols = argument(4).unwrap_or(2048.0) as usize;
     let weights = (argument(2).unwrap_or(480.0) * 1e6) as usize;
     let pool = Pool::new(threads);
     let probe = ReadProbe::new(32 << 20);
@@ -33,20 +32,20 @@ fn main() {
         if formats.as_ref().is_some_and(|list| !list.split(',').any(|name| name == dtype.name())) {
             continue;
         }
-        let row_bytes = dtype.row_bytes(COLS).unwrap_or(0);
+        let row_bytes = dtype.row_bytes(cols).unwrap_or(0);
         let rows = (weights / row_bytes).next_multiple_of(64);
         let bytes: Vec<u8> =
             (0..rows * row_bytes).map(|i| ((i * 2_654_435_761) >> 13) as u8 & 0x3b).collect();
-        let Ok(matrix) = Matrix::new(dtype, rows, COLS, &bytes) else { continue };
+        let Ok(matrix) = Matrix::new(dtype, rows, cols, &bytes) else { continue };
         drop(bytes);
         let mut scratch = MatmulScratch::default();
         let mut time = |tokens: usize| {
-            let x: Vec<f32> = (0..tokens * COLS).map(|i| (i as f32 * 0.37).sin()).collect();
+            let x: Vec<f32> = (0..tokens * cols).map(|i| (i as f32 * 0.37).sin()).collect();
             let mut out = vec![0.0; tokens * rows];
             let mut again = || {
                 matmul(&pool, &mut scratch, &x, tokens, &mut [Job { matrix: &matrix, out: &mut out }]);
             };
-            let times = ((1 << 30) / (rows * COLS * tokens)).max(1);
+            let times = ((1 << 30) / (rows * cols * tokens)).max(1);
             median(|| {
                 let start = Instant::now();
                 (0..times).for_each(|_| again());
@@ -54,7 +53,7 @@ fn main() {
             })
         };
         let decode = matrix.bytes() as f64 / time(1) / 1e9;
-        let prefill = (2 * 128 * rows * COLS) as f64 / time(128) / 1e9;
+        let prefill = (2 * 128 * rows * cols) as f64 / time(128) / 1e9;
         println!("{:8} {decode:10.1} {:10.0} % {prefill:14.0}", dtype.name(), 100.0 * decode / limit);
     }
 }
