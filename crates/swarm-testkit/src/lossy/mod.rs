@@ -149,13 +149,14 @@ reset                     every connection ends with a reset
 status                    connections and bytes";
 
 fn accept(listener: &TcpListener, target: &[SocketAddr], shared: &Arc<Shared>) {
-    loop {
+    // In the order in which they were accepted, whichever reaches the target first.
+    for number in 1.. {
         match listener.accept() {
             _ if shared.stopped.load(Ordering::Relaxed) => return,
             Ok((near, _)) => {
                 let (shared, target) = (Arc::clone(shared), target.to_vec());
                 let serve = move || {
-                    if let Err(error) = carry(near, &target, &shared) {
+                    if let Err(error) = carry(near, number, &target, &shared) {
                         eprintln!("swarm-lossy: a connection is dropped: {error:#}");
                     }
                 };
@@ -170,7 +171,7 @@ fn accept(listener: &TcpListener, target: &[SocketAddr], shared: &Arc<Shared>) {
 }
 
 /// Carries one connection until both its directions have ended.
-fn carry(near: TcpStream, target: &[SocketAddr], shared: &Arc<Shared>) -> Result<()> {
+fn carry(near: TcpStream, number: u64, target: &[SocketAddr], shared: &Arc<Shared>) -> Result<()> {
     let dial = |address: &SocketAddr| TcpStream::connect_timeout(address, DIAL).ok();
     let far = target.iter().find_map(dial).context("the target does not take connections")?;
     for stream in [&near, &far] {
@@ -178,11 +179,10 @@ fn carry(near: TcpStream, target: &[SocketAddr], shared: &Arc<Shared>) -> Result
         stream.set_read_timeout(Some(pipe::LOOK))?;
         stream.set_write_timeout(Some(pipe::LOOK))?;
     }
-    let number = {
+    {
         let mut state = shared.state();
-        state.newest += 1;
-        state.newest
-    };
+        state.newest = state.newest.max(number);
+    }
     let link = Arc::new(Link { number, near, far, reset: AtomicBool::new(false) });
     shared.links.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&link));
     thread::scope(|scope| {

@@ -57,7 +57,7 @@ pub(super) struct Lane {
 pub(super) struct State {
     pub settings: Settings,
     pub rng: Rng,
-    /// The number of the newest connection; the first is 1.
+    /// The number of the newest connection that reached the target; the first is 1.
     pub newest: u64,
     lanes: [Lane; 2],
 }
