@@ -15,6 +15,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod activation;
+#[cfg(any(test, target_arch = "x86_64"))]
 mod ahead;
 mod attention;
 mod block;

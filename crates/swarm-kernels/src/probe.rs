@@ -1,6 +1,5 @@
 //! Measures how fast this computer reads memory, with the weights' own page size: the limit decode is held against.
 
-use crate::ahead::ahead;
 use crate::buffer::Buffer;
 use crate::pool::{Pool, SharedRows};
 
@@ -9,18 +8,19 @@ pub struct ReadProbe {
     buffer: Buffer,
 }
 
-/// Asks for what comes after `words`, as the matmul does: the limit is what memory gives to a reader that asks in time, where that
-/// helps.
-fn ask_ahead(words: &[u8; 128], ahead: Option<usize>) {
+/// Asks for what comes after `words` where the matmul does so: the limit is what memory gives to a reader as good as that.
+fn ask_ahead(words: &[u8; 128]) {
     #[cfg(target_arch = "x86_64")]
-    for line in 0..ahead.map_or(0, |_| 2) {
+    if let Some(distance) = crate::ahead::ahead(1) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let at = ahead.unwrap_or_default() + 64 * line;
-        // SAFETY: a prefetch never faults, also beyond the end, and every x86-64 CPU has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(at).cast()) };
+        for line in 0..2 {
+            let at = words.as_ptr().wrapping_add(distance + 64 * line);
+            // SAFETY: a prefetch never faults, also beyond the end, and every x86-64 CPU has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (words, ahead);
+    let _ = words;
 }
 
 /// Bytes one task reads.
@@ -39,11 +39,10 @@ impl ReadProbe {
         let bytes = self.buffer.bytes();
         let mut sums = vec![0.0f32; bytes.len().div_ceil(CHUNK)];
         let shared = SharedRows::new(&mut sums);
-        let ahead = ahead(1);
         pool.run(bytes.len().div_ceil(CHUNK), |task| {
             let mut lanes = [0u64; 16];
             for words in bytes[task * CHUNK..].chunks(CHUNK).next().unwrap_or(&[]).as_chunks::<128>().0 {
-                ask_ahead(words, ahead);
+                ask_ahead(words);
                 for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
                     *lane ^= u64::from_ne_bytes(*word);
                 }

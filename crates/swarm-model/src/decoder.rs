@@ -112,7 +112,7 @@ impl DecoderLayer {
         matmul(pool, packed, a.attended, wanted.len(), &mut [self.o_proj.job(a.normed)]);
         self.o_proj.bias(a.normed);
         add(left, a.normed);
-        self.mlp(pool, eps, widths, left, packed, &mut a);
+        self.mlp(pool, shape, left, packed, &mut a);
         if !all {
             scatter(x, widths.width, wanted);
         }
@@ -122,12 +122,12 @@ impl DecoderLayer {
     fn mlp(
         &self,
         pool: &Pool,
-        eps: f32,
-        widths: Widths,
+        shape: &Shape,
         x: &mut [f32],
         packed: &mut MatmulScratch,
         a: &mut Activations<'_>,
     ) {
+        let Shape { widths, eps, .. } = *shape;
         let tokens = x.len() / widths.width;
         each_row(pool, a.normed, widths.width, |row, out| {
             rms_norm(&x[row * widths.width..][..widths.width], &self.post_attention_layernorm, eps, out);
