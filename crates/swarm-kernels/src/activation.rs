@@ -199,10 +199,15 @@ fn sixteen(values: &[f32]) -> [f32; 16] {
 }
 
 impl FloatRows {
+    /// Columns of a row of `cols` that lie together; those of the last chunk may be fewer. A multiple of 16.
+    pub fn together(cols: usize) -> usize {
+        cols.div_ceil(cols.div_ceil(CHUNK).max(1)).next_multiple_of(16).max(16)
+    }
+
     /// Copies `x`, `[tokens, cols]`.
     pub fn fill(&mut self, pool: &Pool, x: &[f32], cols: usize, by_columns: bool) {
         (self.tokens, self.cols, self.by_columns) = (x.len() / cols, cols.next_multiple_of(16), by_columns);
-        self.chunk = cols.div_ceil(cols.div_ceil(CHUNK)).next_multiple_of(16);
+        self.chunk = Self::together(cols);
         if by_columns {
             self.values.resize(self.tokens.next_multiple_of(SIX) * self.cols / 16, Sixteen::ZERO);
             self.fill_by_columns(pool, x, cols);

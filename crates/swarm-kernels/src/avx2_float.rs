@@ -8,8 +8,8 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::{Eight, FloatRows, SIX, Sixteen};
-use crate::avx2::{load_halves, tree};
+use crate::activation::{Eight, SIX, Sixteen};
+use crate::avx2::load_halves;
 use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
 use crate::interleave::STRIPE;
@@ -71,59 +71,68 @@ unsafe fn tile<const N: usize>(w: &[[Eight; 2]], x: &[[f32; SIX]], partial: &mut
 /// # Safety
 /// As [`FewTile::one`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
     let sixteen = if KIND == 0 { 64 } else { 32 };
-    let ask = Ask::ahead(stripe, STRIPE * sixteen);
-    let mut acc = [[_mm256_setzero_ps(); 2]; STRIPE];
-    for start in x.chunks() {
-        for (i, x) in x.chunk(token, start).iter().enumerate() {
-            let at = (start / 16 + i) * STRIPE * sixteen;
+    // SAFETY: every access is eight values inside its array, or inside the stripe, by the caller's promise.
+    unsafe {
+        let mut acc = [[_mm256_setzero_ps(); 2]; STRIPE];
+        if !begins {
+            for r in 0..STRIPE {
+                for half in 0..2 {
+                    acc[r][half] = _mm256_load_ps(sums[r].0[half].0.as_ptr());
+                }
+            }
+        }
+        for (i, x) in x.iter().enumerate() {
+            let at = w.as_ptr().add(i * STRIPE * sixteen);
             for half in 0..2 {
-                // SAFETY: eight values of each row are there, and eight f32.
-                unsafe {
-                    let x = _mm256_load_ps(x.0[half].0.as_ptr());
-                    for r in 0..STRIPE {
-                        let at = at + r * sixteen + half * sixteen / 2;
-                        let w = load_weights::<KIND>(stripe.as_ptr().add(at));
-                        acc[r][half] = _mm256_fmadd_ps(w, x, acc[r][half]);
-                    }
+                let x = _mm256_load_ps(x.0[half].0.as_ptr());
+                for r in 0..STRIPE {
+                    let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
+                    acc[r][half] = _mm256_fmadd_ps(w, x, acc[r][half]);
                 }
             }
             if let Some(ask) = ask {
-                ask.ask(start / 16 + i);
+                ask.ask(i);
+            }
+        }
+        for r in 0..STRIPE {
+            for half in 0..2 {
+                _mm256_store_ps(sums[r].0[half].0.as_mut_ptr(), acc[r][half]);
             }
         }
     }
-    let mut sums = [0.0; STRIPE];
-    for r in 0..STRIPE {
-        sums[r] = tree(acc[r]);
-    }
-    sums
 }
 
 /// Four rows, two tokens, one half of the partial sums at a time: eight registers. Three tokens would be twelve, and one of them on
-/// the stack beside the rows and tokens that they wait for.
+/// the stack beside the rows and tokens that they wait for; two rows and four tokens, which widen half as often, are no faster.
 pub(crate) struct Avx2Few;
 
 impl FewTile for Avx2Few {
     const TOKENS: usize = 2;
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+    unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
         // SAFETY: as above.
-        unsafe { one::<KIND>(stripe, x, token) }
+        unsafe { one::<KIND>(w, x, sums, begins, ask) }
     }
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {
+    unsafe fn tile<const KIND: u8>(
+        w: &[u8],
+        x: &[&[Sixteen]],
+        sums: &mut [Sums],
+        begins: bool,
+        ask: Option<Ask>,
+    ) {
         for half in 0..2 {
-            let ask = ask.part(half, 2, x.first().map_or(0, |x| x.len()));
+            let ask = ask.map(|ask| ask.part(half, 2, x.first().map_or(0, |x| x.len())));
             // SAFETY: as above.
             unsafe {
                 match *x {
                     [] => {}
-                    [a] => few::<1, KIND>(w, [a], sums, ask, half),
-                    [a, b, ..] => few::<2, KIND>(w, [a, b], sums, ask, half),
+                    [a] => few::<1, KIND>(w, [a], sums, begins, ask, half),
+                    [a, b, ..] => few::<2, KIND>(w, [a, b], sums, begins, ask, half),
                 }
             }
         }
@@ -137,7 +146,8 @@ unsafe fn few<const N: usize, const KIND: u8>(
     stripe: &[u8],
     x: [&[Sixteen]; N],
     sums: &mut [Sums],
-    ask: Ask,
+    begins: bool,
+    ask: Option<Ask>,
     half: usize,
 ) {
     let sixteen = if KIND == 0 { 64 } else { 32 };
@@ -145,9 +155,11 @@ unsafe fn few<const N: usize, const KIND: u8>(
     // SAFETY: every access is eight values inside its array, or inside the stripe, by the caller's promise.
     unsafe {
         let mut acc = [[_mm256_setzero_ps(); STRIPE]; N];
-        for n in 0..N {
-            for r in 0..STRIPE {
-                acc[n][r] = _mm256_load_ps(sums[n][r].0[half].0.as_ptr());
+        if !begins {
+            for n in 0..N {
+                for r in 0..STRIPE {
+                    acc[n][r] = _mm256_load_ps(sums[n][r].0[half].0.as_ptr());
+                }
             }
         }
         for i in 0..x[0].len() {
@@ -162,7 +174,9 @@ unsafe fn few<const N: usize, const KIND: u8>(
                     acc[n][r] = _mm256_fmadd_ps(w, eights[n], acc[n][r]);
                 }
             }
-            ask.ask(i);
+            if let Some(ask) = ask {
+                ask.ask(i);
+            }
         }
         for n in 0..N {
             for r in 0..STRIPE {

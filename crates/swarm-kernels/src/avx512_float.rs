@@ -8,8 +8,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::activation::{Eight, FloatRows, SIX, Sixteen};
-use crate::avx2::tree;
+use crate::activation::{Eight, SIX, Sixteen};
 use crate::float_few::{Ask, FewTile, Sums};
 use crate::float_panel::Tile;
 use crate::interleave::STRIPE;
@@ -85,36 +84,6 @@ unsafe fn tile<const N: usize>(
     }
 }
 
-/// # Safety
-/// As [`FewTile::one`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
-    let sixteen = if KIND == 0 { 64 } else { 32 };
-    let ask = Ask::ahead(stripe, STRIPE * sixteen);
-    let mut acc = [_mm512_setzero_ps(); STRIPE];
-    for start in x.chunks() {
-        for (i, x) in x.chunk(token, start).iter().enumerate() {
-            let at = (start / 16 + i) * STRIPE * sixteen;
-            // SAFETY: 16 values of each row are there, and 16 f32.
-            unsafe {
-                let x = _mm512_load_ps(x.0[0].0.as_ptr());
-                for r in 0..STRIPE {
-                    let w = load_weights::<KIND>(stripe.as_ptr().add(at + r * sixteen));
-                    acc[r] = _mm512_fmadd_ps(w, x, acc[r]);
-                }
-            }
-            if let Some(ask) = ask {
-                ask.ask(start / 16 + i);
-            }
-        }
-    }
-    let mut sums = [0.0; STRIPE];
-    for r in 0..STRIPE {
-        sums[r] = tree([_mm512_castps512_ps256(acc[r]), upper(acc[r])]);
-    }
-    sums
-}
-
 /// Four rows, six tokens: 24 registers.
 pub(crate) struct Avx512Few;
 
@@ -122,23 +91,29 @@ impl FewTile for Avx512Few {
     const TOKENS: usize = SIX;
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn one<const KIND: u8>(stripe: &[u8], x: &FloatRows, token: usize) -> [f32; STRIPE] {
+    unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
         // SAFETY: as above.
-        unsafe { one::<KIND>(stripe, x, token) }
+        unsafe { few::<1, KIND>(w, [x], std::slice::from_mut(sums), begins, ask) }
     }
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn tile<const KIND: u8>(w: &[u8], x: &[&[Sixteen]], sums: &mut [Sums], ask: Ask) {
+    unsafe fn tile<const KIND: u8>(
+        w: &[u8],
+        x: &[&[Sixteen]],
+        sums: &mut [Sums],
+        begins: bool,
+        ask: Option<Ask>,
+    ) {
         // SAFETY: as above.
         unsafe {
             match *x {
                 [] => {}
-                [a] => few::<1, KIND>(w, [a], sums, ask),
-                [a, b] => few::<2, KIND>(w, [a, b], sums, ask),
-                [a, b, c] => few::<3, KIND>(w, [a, b, c], sums, ask),
-                [a, b, c, d] => few::<4, KIND>(w, [a, b, c, d], sums, ask),
-                [a, b, c, d, e] => few::<5, KIND>(w, [a, b, c, d, e], sums, ask),
-                [a, b, c, d, e, f, ..] => few::<6, KIND>(w, [a, b, c, d, e, f], sums, ask),
+                [a] => few::<1, KIND>(w, [a], sums, begins, ask),
+                [a, b] => few::<2, KIND>(w, [a, b], sums, begins, ask),
+                [a, b, c] => few::<3, KIND>(w, [a, b, c], sums, begins, ask),
+                [a, b, c, d] => few::<4, KIND>(w, [a, b, c, d], sums, begins, ask),
+                [a, b, c, d, e] => few::<5, KIND>(w, [a, b, c, d, e], sums, begins, ask),
+                [a, b, c, d, e, f, ..] => few::<6, KIND>(w, [a, b, c, d, e, f], sums, begins, ask),
             }
         }
     }
@@ -147,15 +122,23 @@ impl FewTile for Avx512Few {
 /// # Safety
 /// The CPU has AVX-512 F, BW and VL, AVX2, FMA and F16C; the stripe is as long as each token.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-unsafe fn few<const N: usize, const KIND: u8>(w: &[u8], x: [&[Sixteen]; N], sums: &mut [Sums], ask: Ask) {
+unsafe fn few<const N: usize, const KIND: u8>(
+    w: &[u8],
+    x: [&[Sixteen]; N],
+    sums: &mut [Sums],
+    begins: bool,
+    ask: Option<Ask>,
+) {
     let sixteen = if KIND == 0 { 64 } else { 32 };
     let sums = &mut sums[..N];
     // SAFETY: every access is 16 values inside its array, or inside the stripe, by the caller's promise.
     unsafe {
         let mut acc = [[_mm512_setzero_ps(); STRIPE]; N];
-        for n in 0..N {
-            for r in 0..STRIPE {
-                acc[n][r] = _mm512_load_ps(sums[n][r].0[0].0.as_ptr());
+        if !begins {
+            for n in 0..N {
+                for r in 0..STRIPE {
+                    acc[n][r] = _mm512_load_ps(sums[n][r].0[0].0.as_ptr());
+                }
             }
         }
         for i in 0..x[0].len() {
@@ -170,7 +153,9 @@ unsafe fn few<const N: usize, const KIND: u8>(w: &[u8], x: [&[Sixteen]; N], sums
                     acc[n][r] = _mm512_fmadd_ps(rows[r], x, acc[n][r]);
                 }
             }
-            ask.ask(i);
+            if let Some(ask) = ask {
+                ask.ask(i);
+            }
         }
         for n in 0..N {
             for r in 0..STRIPE {
@@ -185,12 +170,6 @@ unsafe fn few<const N: usize, const KIND: u8>(w: &[u8], x: [&[Sixteen]; N], sums
 #[target_feature(enable = "avx512f")]
 pub(crate) fn even_plus_odd(a: __m512, b: __m512) -> __m512 {
     _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn upper(v: __m512) -> __m256 {
-    _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)))
 }
 
 /// Sixteen weights as f32.

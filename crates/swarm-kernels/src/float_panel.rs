@@ -20,7 +20,7 @@ use crate::activation::{Eight, FLOAT_TOKENS, FloatRows, SIX};
 use crate::avx2_float::Avx2Tile;
 use crate::avx512_float::Avx512Tile;
 use crate::dtype::DType;
-use crate::interleave::{STRIPE, Stripes};
+use crate::interleave::{GROUP, Groups, STRIPE};
 
 /// Columns of a panel. The weights of one partial sum, 8 or 16 KiB, stay in the L1 cache while all tokens meet them.
 const COLUMNS: usize = 2048;
@@ -63,7 +63,7 @@ thread_local! {
 pub(crate) unsafe fn float_panel(
     path: KernelPath,
     dtype: DType,
-    rows: Stripes<'_>,
+    rows: Groups<'_>,
     x: &FloatRows,
     block: Range<usize>,
     put: impl Fn(usize, &[f32]),
@@ -94,15 +94,16 @@ impl<const E: usize> FloatPanel<E> {
     unsafe fn multiply<T: Tile<E>>(
         &mut self,
         dtype: DType,
-        rows: Stripes<'_>,
+        rows: Groups<'_>,
         x: &FloatRows,
         block: Range<usize>,
         put: impl Fn(usize, &[f32]),
     ) {
         assert!(rows.rows() <= 8 * E && block.len() <= FLOAT_TOKENS && block.start.is_multiple_of(SIX));
-        assert!(rows.shape.bytes == STRIPE * x.cols() * dtype.block_bytes());
-        for start in (0..x.cols()).step_by(COLUMNS) {
-            let end = x.cols().min(start + COLUMNS);
+        assert!(16 * rows.shape.sixteens == x.cols() && rows.shape.sixteen == 16 * dtype.block_bytes());
+        let step = whole_pieces(rows);
+        for start in (0..x.cols()).step_by(step) {
+            let end = x.cols().min(start + step);
             // SAFETY: features promised by the caller, lengths asserted.
             unsafe {
                 match dtype {
@@ -126,7 +127,7 @@ impl<const E: usize> FloatPanel<E> {
     /// As [`FloatPanel::multiply`].
     unsafe fn sums<T: Tile<E>>(
         &mut self,
-        rows: Stripes<'_>,
+        rows: Groups<'_>,
         x: &FloatRows,
         block: Range<usize>,
         columns: Range<usize>,
@@ -149,25 +150,24 @@ impl<const E: usize> FloatPanel<E> {
         }
     }
 
-    /// Widens these columns, whole sixteens, into the panel. Rows that are not there become those of the stripe before, whose
-    /// sums nobody reads.
+    /// Widens these columns, whole sixteens, into the panel. Of groups that are not there nobody reads the sums.
     ///
     /// # Safety
     /// The CPU has AVX2, FMA and F16C; the columns are inside each row, and no more than a panel has.
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn widen<const KIND: u8>(&mut self, rows: Stripes<'_>, columns: Range<usize>) {
+    unsafe fn widen<const KIND: u8>(&mut self, rows: Groups<'_>, columns: Range<usize>) {
         let sixteen = if KIND == 0 { 64 } else { 32 };
-        let stripe = rows.shape.bytes;
         // A line of the panel is written whole before the next one: it is not in the L1 cache for long.
         for (at, i) in (columns.start / 16..columns.end / 16).enumerate() {
+            let place = rows.shape.place(i);
             for half in 0..2 {
-                let from = i * STRIPE * sixteen + half * sixteen / 2;
-                for (eight, stripes) in rows.bytes.chunks(2 * stripe).enumerate() {
-                    let second = if stripes.len() > stripe { stripe } else { 0 };
-                    // SAFETY: eight values of each row are inside the stripes, by the caller's promise.
+                for eight in 0..rows.rows() / 8 {
+                    let stripe = eight % (GROUP / 8) * (8 / STRIPE);
+                    let from = eight / (GROUP / 8) * rows.shape.bytes + place.first + stripe * place.stripe;
+                    // SAFETY: eight values of each row are inside the group, by the caller's promise.
                     let lanes = unsafe {
-                        let from = stripes.as_ptr().add(from);
-                        turned::<KIND>([from, from.add(second)])
+                        let from = rows.bytes.as_ptr().add(from + half * sixteen / 2);
+                        turned::<KIND>([from, from.add(place.stripe)])
                     };
                     for (weights, lanes) in self.weights[8 * half..].iter_mut().zip(lanes) {
                         // SAFETY: eight f32.
@@ -198,37 +198,38 @@ impl<const E: usize> FloatPanel<E> {
     }
 }
 
+/// Columns of a panel of `rows`: whole pieces, so that what a panel reads of a group lies together.
+fn whole_pieces(rows: Groups<'_>) -> usize {
+    let piece = 16 * rows.shape.piece;
+    COLUMNS / piece * piece
+}
+
 /// Asks, a little before each tile, for what the panel will be made of next: the next columns of the same rows, or the first ones
 /// of the rows behind them.
 struct Ahead<'a> {
-    rows: Stripes<'a>,
-    /// Where the next panel's part of a stripe begins, from the beginning of the present one.
+    rows: Groups<'a>,
+    /// Where the next panel's part of a group begins, from the beginning of the present one.
     from: usize,
-    /// Bytes of it, of each stripe, and how many are asked for before each tile.
+    /// Bytes of it, of each group, and how many are asked for before each tile.
     bytes: usize,
     part: usize,
     at: usize,
 }
 
 impl<'a> Ahead<'a> {
-    fn new(rows: Stripes<'a>, cols: usize, columns: Range<usize>, tiles: usize) -> Self {
-        let next = if columns.end == cols {
-            0..cols.min(COLUMNS)
-        } else {
-            columns.end..cols.min(columns.end + COLUMNS)
-        };
-        let place = |column: usize| rows.at(0, column / 16);
-        let behind = if columns.end == cols { rows.bytes.len() } else { 0 };
-        let bytes = place(next.end) - place(next.start);
-        let part = bytes.div_ceil(tiles).next_multiple_of(64);
-        Self { rows, from: behind + place(next.start), bytes, part, at: 0 }
+    fn new(rows: Groups<'a>, cols: usize, columns: Range<usize>, tiles: usize) -> Self {
+        let column = rows.shape.sixteen / 16 * GROUP;
+        let (from, start) =
+            if columns.end == cols { (rows.bytes.len(), 0) } else { (column * columns.end, columns.end) };
+        let bytes = column * whole_pieces(rows).min(cols - start);
+        Self { rows, from, bytes, part: bytes.div_ceil(tiles).next_multiple_of(64), at: 0 }
     }
 
     fn ask(&mut self) {
         for line in (self.at..self.bytes.min(self.at + self.part)).step_by(64) {
-            for stripe in self.rows.bytes.chunks_exact(self.rows.shape.bytes) {
+            for group in self.rows.bytes.chunks_exact(self.rows.shape.bytes) {
                 // SAFETY: every CPU of this target has the instruction; it never faults, also beyond the end of the weights.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(stripe.as_ptr().wrapping_add(self.from + line).cast()) };
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(group.as_ptr().wrapping_add(self.from + line).cast()) };
             }
         }
         self.at += self.part;

@@ -7,7 +7,7 @@ use crate::activation::{FLOAT_TOKENS, FloatRows, QuantRows};
 use crate::block::{Format, dequantize};
 use crate::buffer::Buffer;
 use crate::dtype::{DType, ShapeError};
-use crate::interleave::{Interleaved, StripeShape};
+use crate::interleave::{FloatShape, Interleaved};
 use crate::pack::{GroupShape, LANES, Packed};
 use crate::pool::{Pool, SharedRows};
 use crate::{float, quant};
@@ -80,7 +80,7 @@ impl Matrix {
                 let shape = GroupShape::new(format, path.lanes(), cols / 32)?;
                 rows.div_ceil(shape.lanes).checked_mul(shape.bytes)
             }
-            None => StripeShape::new(dtype, cols)?.rows(rows),
+            None => FloatShape::new(dtype, cols)?.rows(rows),
         }
     }
 
@@ -286,18 +286,18 @@ fn float_rows(
     out: &SharedRows,
 ) {
     let (path, dtype, x) = (matrix.path, matrix.dtype, input.floats);
-    let at_once = if x.by_columns() { path.rows_at_once() } else { float_few::FEW_ROWS };
+    let at_once = if x.by_columns() { path.rows_at_once() } else { crate::interleave::GROUP };
     for first in rows.clone().step_by(at_once) {
         let here = (rows.end - first).min(at_once);
-        let stripes = floats.stripes(first, here);
+        let groups = floats.groups(first, here);
         // SAFETY: a matrix of this path is only made where the CPU has its features (`Matrix::with_path`). This task alone
         // owns `rows`, and `matmul` keeps the output borrowed until all tasks are done.
         unsafe {
             let put = |token: usize, values: &[f32]| out.write(token * matrix.rows + first, &values[..here]);
             if x.by_columns() {
-                float_panel::float_panel(path, dtype, stripes, x, block.clone(), put);
+                float_panel::float_panel(path, dtype, groups, x, block.clone(), put);
             } else {
-                float_few::float_few(path, dtype, stripes, x, block.clone(), put);
+                float_few::float_few(path, dtype, groups, x, block.clone(), put);
             }
         }
     }
@@ -321,8 +321,15 @@ fn multiply_eight(
         Store::Packed(_) => unreachable!("packed groups have kernels of their own"),
         #[cfg(target_arch = "aarch64")]
         Store::Interleaved(floats) => {
-            let stripes = floats.stripes(rows.start, rows.len());
-            crate::neon::float_rows(matrix.dtype, stripes, input.floats, block, values);
+            let group = floats.groups(rows.start, rows.len());
+            crate::neon::float_rows(
+                matrix.dtype,
+                group,
+                rows.start % crate::interleave::GROUP,
+                input.floats,
+                block,
+                values,
+            );
         }
         #[cfg(not(target_arch = "aarch64"))]
         Store::Interleaved(_) => unreachable!("float rows have kernels of their own"),

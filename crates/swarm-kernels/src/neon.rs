@@ -59,7 +59,7 @@ mod for_arm {
     use crate::KernelPath;
     use crate::activation::{FloatRows, QuantRows};
     use crate::dtype::DType;
-    use crate::interleave::Stripes;
+    use crate::interleave::Groups;
     use crate::pack::{LANES, Packed};
 
     /// The vectors of every AArch64 CPU.
@@ -93,15 +93,16 @@ mod for_arm {
         }
     }
 
-    /// Eight float rows at most times some tokens of `x`; `out[n][row]`.
+    /// Eight float rows of a group, from row `row` of it on, times some tokens of `x`; `out[n][row]`.
     pub(crate) fn float_rows(
         dtype: DType,
-        rows: Stripes<'_>,
+        group: Groups<'_>,
+        row: usize,
         x: &FloatRows,
         tokens: Range<usize>,
         out: &mut [[f32; LANES]],
     ) {
-        float::floats::<Baseline>(dtype, rows, x, tokens.start, &mut out[..tokens.len()]);
+        float::floats::<Baseline>(dtype, group, row, x, tokens.start, &mut out[..tokens.len()]);
     }
 
     /// Group `group` times some tokens of `x` (at most 64); `out[n][row]`. `path` is available on this CPU.

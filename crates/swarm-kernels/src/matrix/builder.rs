@@ -7,7 +7,7 @@ use super::{Matrix, Store};
 use crate::KernelPath;
 use crate::buffer::{Arena, Buffer};
 use crate::dtype::{DType, ShapeError};
-use crate::interleave::{Interleaved, STRIPE, StripeShape, interleave};
+use crate::interleave::{FloatShape, GROUP, Interleaved, interleave};
 use crate::pack::{GroupShape, Packed, WIDE_LANES, pack_groups};
 
 /// A [`Matrix`] whose rows are not there yet.
@@ -34,7 +34,7 @@ pub struct MatrixPart<'a> {
 #[derive(Clone, Copy)]
 enum Layout {
     Packed(GroupShape),
-    Interleaved(StripeShape),
+    Interleaved(FloatShape),
     Rows { stride: usize },
 }
 
@@ -91,7 +91,7 @@ impl MatrixBuilder {
             }
             Store::Interleaved(floats) => {
                 let shape = floats.shape;
-                (Layout::Interleaved(shape), step / STRIPE * shape.bytes, floats.bytes_mut())
+                (Layout::Interleaved(shape), step / GROUP * shape.bytes, floats.bytes_mut())
             }
             Store::Rows { stride, buffer } => {
                 (Layout::Rows { stride: *stride }, step * *stride, buffer.bytes_mut())

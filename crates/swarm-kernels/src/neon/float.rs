@@ -5,7 +5,7 @@
 
 use crate::activation::{FloatRows, Sixteen};
 use crate::dtype::DType;
-use crate::interleave::{STRIPE, Stripes};
+use crate::interleave::{Groups, STRIPE};
 use crate::neon::vectors::Vectors;
 use crate::pack::LANES;
 
@@ -44,38 +44,45 @@ impl Stored for BF16 {
     }
 }
 
-/// Up to eight float rows times `out.len()` tokens of `x` from `first` on; `out[n][row]`.
+/// Eight float rows of a group, from row `row` of it on, times `out.len()` tokens of `x` from `first` on; `out[n][row]`.
 #[inline(always)]
 pub(crate) fn floats<V: Vectors>(
     dtype: DType,
-    rows: Stripes<'_>,
+    group: Groups<'_>,
+    row: usize,
     x: &FloatRows,
     first: usize,
     out: &mut [[f32; LANES]],
 ) {
     match dtype {
-        DType::F32 => tiles::<V, F32>(rows, x, first, out),
-        DType::F16 => tiles::<V, F16>(rows, x, first, out),
-        DType::BF16 => tiles::<V, BF16>(rows, x, first, out),
+        DType::F32 => tiles::<V, F32>(group, row, x, first, out),
+        DType::F16 => tiles::<V, F16>(group, row, x, first, out),
+        DType::BF16 => tiles::<V, BF16>(group, row, x, first, out),
         _ => unreachable!("not a float"),
     }
 }
 
 #[inline(always)]
-fn tiles<V: Vectors, S: Stored>(rows: Stripes<'_>, x: &FloatRows, first: usize, out: &mut [[f32; LANES]]) {
-    for (at, stripe) in rows.bytes.chunks_exact(rows.shape.bytes).enumerate() {
-        let (stripe, place) = (stripe.as_chunks::<16>().0, STRIPE * at);
+fn tiles<V: Vectors, S: Stored>(
+    group: Groups<'_>,
+    row: usize,
+    x: &FloatRows,
+    first: usize,
+    out: &mut [[f32; LANES]],
+) {
+    for place in [0, STRIPE] {
+        let stripe = |sixteen: usize| group.stripes(sixteen)[(row + place) / STRIPE].as_chunks::<16>().0;
         for (n, out) in out.chunks_mut(3).enumerate() {
             let token = first + 3 * n;
             match out.len() {
-                1 => tile::<V, S, 4, 1>(stripe, x, token, place, out),
+                1 => tile::<V, S, 4, 1>(&stripe, x, token, place, out),
                 2 => {
-                    tile::<V, S, 2, 2>(stripe, x, token, place, out);
-                    tile::<V, S, 2, 2>(stripe, x, token, place + 2, out);
+                    tile::<V, S, 2, 2>(&stripe, x, token, place, out);
+                    tile::<V, S, 2, 2>(&stripe, x, token, place + 2, out);
                 }
                 _ => {
-                    tile::<V, S, 2, 3>(stripe, x, token, place, out);
-                    tile::<V, S, 2, 3>(stripe, x, token, place + 2, out);
+                    tile::<V, S, 2, 3>(&stripe, x, token, place, out);
+                    tile::<V, S, 2, 3>(&stripe, x, token, place + 2, out);
                 }
             }
         }
@@ -83,23 +90,23 @@ fn tiles<V: Vectors, S: Stored>(rows: Stripes<'_>, x: &FloatRows, first: usize, 
 }
 
 /// `R` rows of a stripe times `N` tokens from `token` on; the results of row `r` go to `out[n][place + r]`, and `place % 4` is
-/// the first row.
+/// the first row. `stripe` gives the piece that begins at 16 times a column.
 #[inline(always)]
-fn tile<V: Vectors, S: Stored, const R: usize, const N: usize>(
-    stripe: &[[u8; 16]],
+fn tile<'a, V: Vectors, S: Stored, const R: usize, const N: usize>(
+    stripe: &impl Fn(usize) -> &'a [[u8; 16]],
     x: &FloatRows,
     token: usize,
     place: usize,
     out: &mut [[f32; LANES]],
 ) {
-    let stripe = &stripe[..x.cols() / 16 * STRIPE * S::BYTES];
     let mut acc = [[[V::splat(0.0); 4]; R]; N];
     for start in x.chunks() {
+        let stripe = stripe(start / 16);
         let x: [&[Sixteen]; N] = std::array::from_fn(|n| x.chunk(token + n, start));
         for i in 0..x[0].len() {
             for half in 0..2 {
                 let vectors = S::BYTES / 2;
-                let first = STRIPE * (start / 16 + i) + place % STRIPE;
+                let first = STRIPE * i + place % STRIPE;
                 let mut w = [[V::splat(0.0); 2]; R];
                 for (r, w) in w.iter_mut().enumerate() {
                     *w = S::eight::<V>(&stripe[(2 * (first + r) + half) * vectors..][..vectors]);
