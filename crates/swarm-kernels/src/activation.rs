@@ -278,6 +278,7 @@ impl FloatRows {
     }
 
     /// Columns, padded to a multiple of 16.
+    #[cfg(target_arch = "x86_64")]
     pub fn cols(&self) -> usize {
         self.cols
     }
