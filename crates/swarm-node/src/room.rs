@@ -29,7 +29,7 @@ const NOTES_MAX: usize = 256;
 const WANTS_MAX: usize = 64;
 /// Said of a worker that shows a code while others are there already.
 const UNPAIRED: &str =
-    "it is not paired with this computer; `swarm-os pair --join CODE` with the code that it shows";
+    "it is not paired with this computer; `swarm-os pair CODE` with the code that it shows";
 
 /// A member that wants bytes of the model, and the placement that it wants them for.
 pub(crate) type Want = (NodeId, Epoch);

@@ -94,6 +94,8 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct PairArgs {
     /// The code that the other computer shows [default: show one here]
+    pub code: Option<String>,
+    /// The same, as other commands take it
     #[arg(long, value_name = "CODE", env = "SWARM_OS_JOIN", hide_env = true)]
     pub join: Option<String>,
     /// Address of the computer that shows the code, where discovery does not reach it; may be repeated

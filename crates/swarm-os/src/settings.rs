@@ -75,9 +75,11 @@ impl Search {
         Self { discover: !look.alone && !look.no_discovery, required }
     }
 
-    /// Of a command that looks when told to, by a code as well: then somebody must be there.
+    /// Of a command that looks when told to, by a code or a split as well: then somebody must be there.
     pub fn when(discover: bool, ring: &RingArgs) -> Self {
-        let others = ring.workers.is_some() || (ring.join.is_some() && ring.nodes.is_none());
+        let here = ring.nodes.is_some() || ring.layers.is_some();
+        let split = ring.split == Some(SplitArg::Always) && !here;
+        let others = ring.workers.is_some() || split || (ring.join.is_some() && ring.nodes.is_none());
         let discover = discover || (others && ring.peer.is_empty());
         Self { discover, required: discover }
     }
@@ -343,7 +345,7 @@ pub fn interfaces(names: &[String]) -> Result<Vec<String>, Failure> {
 
 /// The code of `--join`.
 pub fn pair_code(text: &str) -> Result<PairCode, Failure> {
-    PairCode::parse(text).map_err(|error| Failure::usage(format!("--join: {error}")))
+    PairCode::parse(text).map_err(|error| Failure::usage(format!("{text:?} is no pairing code: {error}")))
 }
 
 /// The addresses behind one `--peer`.
@@ -458,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_means_that_somebody_is_there() {
+    fn a_code_or_a_split_means_that_somebody_is_there() {
         #[derive(clap::Parser)]
         struct Ring {
             #[command(flatten)]
@@ -471,6 +473,11 @@ mod tests {
         assert_eq!(when(&["--join", "1234-5678"]), Search { discover: true, required: true });
         assert_eq!(when(&["--join", "1234-5678", "--peer", "den:7000"]), Search::NONE);
         assert_eq!(when(&["--join", "1234-5678", "--nodes", "2"]), Search::NONE);
+        assert_eq!(when(&["--split", "always"]), Search { discover: true, required: true });
+        assert_eq!(when(&["--split", "always", "--nodes", "2"]), Search::NONE);
+        assert_eq!(when(&["--split", "always", "--layers", "0..5,5..10"]), Search::NONE);
+        assert_eq!(when(&["--split", "always", "--peer", "den:7000"]), Search::NONE);
+        assert_eq!(when(&["--split", "auto"]), Search::NONE);
         assert_eq!(when(&[]), Search::NONE);
     }
 

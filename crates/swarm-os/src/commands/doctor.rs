@@ -367,7 +367,7 @@ impl Place<'_> {
             PeerState::ShowsCode => Check::note("machine", words("shows a pairing code"))
                 .next(format!("{name} waits to be paired: run `swarm-os chat` here and type the code that it shows.")),
             PeerState::OtherSwarm => named(Check::note("machine", words("belongs to another swarm")).next(format!(
-                "{name} belongs to another swarm: if it should join this one, run `swarm-os pair` here and `swarm-os pair --join CODE` there."
+                "{name} belongs to another swarm: if it should join this one, run `swarm-os pair` here and `swarm-os pair CODE` there."
             ))),
             PeerState::Unmeasured(why) => named(Check::note("machine", words(&format!("is in this swarm, but the link was not measured: {why}"))).next(
                 format!("{name} did not answer to the end: bring both computers to the same version of swarm-os and look again."),

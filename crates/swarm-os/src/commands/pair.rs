@@ -21,10 +21,10 @@ pub fn pair(args: &PairArgs) -> Result<(), Failure> {
     let (_, identity) = settings::identity()?;
     let name = args.name.clone().unwrap_or_else(swarm_node::machine::host_name);
     let wait = args.wait.map(|secs| Duration::from_secs(u64::from(secs)));
-    match &args.join {
+    match args.code.as_ref().or(args.join.as_ref()) {
         Some(code) => join(args, &identity, &name, code, wait.unwrap_or(LOOK)),
         None if !args.peer.is_empty() => {
-            Err(Failure::usage("--peer says where a code is shown; say that code, too: --join CODE"))
+            Err(Failure::usage("--peer says where a code is shown; say that code, too: `swarm-os pair CODE`"))
         }
         None => show(args, &identity, &name, wait.unwrap_or(SHOW)),
     }
@@ -65,7 +65,7 @@ fn show(args: &PairArgs, identity: &swarm_link::Identity, name: &str, wait: Dura
     let until = Instant::now() + wait;
     if !args.json {
         text::note(&format!(
-            "waits on port {} for {} s; on the other machine: `swarm-os chat`, or `swarm-os pair --join CODE`",
+            "waits on port {} for {} s; on the other machine: `swarm-os chat`, or `swarm-os pair CODE`",
             stand.port(),
             wait.as_secs()
         ));
