@@ -69,7 +69,7 @@ unsafe fn tile<const N: usize>(w: &[[Eight; 2]], x: &[[f32; SIX]], partial: &mut
 }
 
 /// # Safety
-/// As [`FewTile::one`].
+/// The CPU has AVX2, FMA and F16C; the stripe is as long as the token.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
     let sixteen = if KIND == 0 { 64 } else { 32 };
@@ -112,12 +112,6 @@ impl FewTile for Avx2Few {
     const TOKENS: usize = 2;
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
-        // SAFETY: as above.
-        unsafe { one::<KIND>(w, x, sums, begins, ask) }
-    }
-
-    // SAFETY: the trait's promise, passed on.
     unsafe fn tile<const KIND: u8>(
         w: &[u8],
         x: &[&[Sixteen]],
@@ -125,15 +119,17 @@ impl FewTile for Avx2Few {
         begins: bool,
         ask: Option<Ask>,
     ) {
-        for half in 0..2 {
-            let ask = ask.map(|ask| ask.part(half, 2, x.first().map_or(0, |x| x.len())));
-            // SAFETY: as above.
-            unsafe {
-                match *x {
-                    [] => {}
-                    [a] => few::<1, KIND>(w, [a], sums, begins, ask, half),
-                    [a, b, ..] => few::<2, KIND>(w, [a, b], sums, begins, ask, half),
+        // SAFETY: as above.
+        unsafe {
+            match (x, sums) {
+                ([a], [sums, ..]) => one::<KIND>(w, a, sums, begins, ask),
+                ([a, b, ..], sums) => {
+                    for half in 0..2 {
+                        let ask = ask.map(|ask| ask.part(half, 2, a.len()));
+                        few::<2, KIND>(w, [a, b], sums, begins, ask, half);
+                    }
                 }
+                _ => {}
             }
         }
     }

@@ -91,12 +91,6 @@ impl FewTile for Avx512Few {
     const TOKENS: usize = SIX;
 
     // SAFETY: the trait's promise, passed on.
-    unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>) {
-        // SAFETY: as above.
-        unsafe { few::<1, KIND>(w, [x], std::slice::from_mut(sums), begins, ask) }
-    }
-
-    // SAFETY: the trait's promise, passed on.
     unsafe fn tile<const KIND: u8>(
         w: &[u8],
         x: &[&[Sixteen]],

@@ -24,12 +24,6 @@ pub(crate) trait FewTile {
     /// The most tokens of a tile.
     const TOKENS: usize;
 
-    /// As [`FewTile::tile`], of one token.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: bool, ask: Option<Ask>);
-
     /// Adds the products of some columns of a stripe, `[column / 16][row]` as stored, and of each token, `[column / 16]`, to the
     /// token's sums, or puts them there when this is where the sums begin. There are [`FewTile::TOKENS`] tokens at most. `KIND`
     /// is 0 for f32, 1 for f16, 2 for bf16.
@@ -172,9 +166,6 @@ unsafe fn meet<T: FewTile, const KIND: u8>(
     let ask = distance.map(|distance| Ask { start: w.as_ptr().wrapping_add(distance), step });
     // SAFETY: promised by the caller.
     unsafe {
-        if let ([x], [sums, ..]) = (x, &mut *sums) {
-            return T::one::<KIND>(w, x, sums, begins, ask);
-        }
         // Each tile asks for its part of as many bytes as the stripe has.
         let tiles = x.len().div_ceil(T::TOKENS);
         let tile = x.len().div_ceil(tiles);
