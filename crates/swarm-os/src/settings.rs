@@ -117,7 +117,7 @@ impl Start {
         };
         // Whoever shares the layers with nobody asks nobody for them.
         let shares = nodes.is_none() && split != Split::Never && (search.discover || !peers.is_empty());
-        let join = ring.join.as_deref().map(pair_code).transpose()?;
+        let join = ring.join.as_deref().map(|code| pair_code("--join", code)).transpose()?;
         let FoundModel { path, lender } = find(&model.model, shares.then_some(&around), join.as_ref())?;
         let mut config = model_config(model, &path)?;
         config.lender = lender;
@@ -343,9 +343,10 @@ pub fn interfaces(names: &[String]) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// The code of `--join`.
-pub fn pair_code(text: &str) -> Result<PairCode, Failure> {
-    PairCode::parse(text).map_err(|error| Failure::usage(format!("{text:?} is no pairing code: {error}")))
+/// The code that `setting` gives, as the person who gave it calls that setting: `--join`, or `CODE`.
+pub fn pair_code(setting: &str, text: &str) -> Result<PairCode, Failure> {
+    PairCode::parse(text)
+        .map_err(|error| Failure::usage(format!("{setting}: {text:?} is no pairing code: {error}")))
 }
 
 /// The addresses behind one `--peer`.

@@ -93,7 +93,7 @@ pub fn check(settings: &Bound<'_, PyDict>) -> PyResult<()> {
         settings::cores(&model.compute)?;
         settings::memory(&model.compute)?;
         ring.layers.as_deref().map(settings::layers).transpose()?;
-        ring.join.as_deref().map(settings::pair_code).transpose()?;
+        ring.join.as_deref().map(|code| settings::pair_code("--join", code)).transpose()?;
         Ok(())
     };
     checked().map_err(|failure| errors::of_failure(&failure))

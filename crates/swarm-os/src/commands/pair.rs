@@ -38,7 +38,7 @@ fn join(
     code: &str,
     wait: Duration,
 ) -> Result<(), Failure> {
-    let code = settings::pair_code(code)?;
+    let code = settings::pair_code("CODE", code)?;
     let peers = args.peer.iter().map(|peer| settings::peer_addresses(peer)).collect::<Result<Vec<_>, _>>()?;
     let showing = find_showing(identity, &peers, peers.is_empty(), wait)?;
     if showing.is_empty() {

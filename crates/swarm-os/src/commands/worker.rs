@@ -109,7 +109,7 @@ pub fn start(
 
 /// Types the code that another computer shows.
 fn join(code: &str, identity: &Identity, name: &str) -> Result<(), Failure> {
-    let code = settings::pair_code(code)?;
+    let code = settings::pair_code("--join", code)?;
     let showing = find_showing(identity, &[], true, JOIN_WITHIN)?;
     let paired = pair_with_any(&showing, identity, &code, name).map_err(pair_failure)?;
     text::note(&pairing::paired(&paired.name, paired.joined));

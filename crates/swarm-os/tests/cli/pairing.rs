@@ -110,14 +110,14 @@ fn who_is_forgotten_stays_out_and_the_rest_stays_together() {
 fn names_and_codes_that_fit_nobody() {
     let bench = Bench::new();
     bench.refused(&["forget", "attic"], 2, &["no machine \"attic\"", "swarm-os peers"]);
-    bench.refused(&["pair", "12-34"], 2, &["\"12-34\" is no pairing code", "eight digits"]);
+    bench.refused(&["pair", "12-34"], 2, &["CODE: \"12-34\" is no pairing code", "eight digits"]);
     bench.refused(&["pair", "--peer", "127.0.0.1:9"], 2, &["`swarm-os pair CODE`"]);
     let closed = format!("127.0.0.1:{}", swarm_testkit::free_port().unwrap());
     let args = ["pair", "--join", "1234-5678", "--peer", &closed, "--wait", "1"];
     bench.refused(&args, 3, &["no machine that shows a code", "--peer HOST:PORT"]);
     let toy = bench.toy();
     let args = ["run", "--model", toy.to_str().unwrap(), "--join", "abc", "hi"];
-    bench.refused(&args, 2, &["is no pairing code", "eight digits"]);
+    bench.refused(&args, 2, &["--join: ", "is no pairing code", "eight digits"]);
     assert_eq!(bench.run(&["forget"]).status.code(), Some(2));
     let shown = bench.run(&["pair", "--wait", "1"]);
     assert_eq!(shown.status.code(), Some(3), "{shown:?}");
