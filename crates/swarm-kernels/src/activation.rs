@@ -127,8 +127,9 @@ impl QuantRows {
     #[cfg(any(test, target_arch = "x86_64"))]
     #[inline(always)]
     pub fn blocks<const N: usize>(&self, s: usize, panel: usize) -> impl Iterator<Item = &[QuantBlock; N]> {
+        // Not exact chunks: those would divide to know their number.
         let segment = self.segment(s, panel..panel + 1);
-        segment.chunks_exact(self.side.max(1)).filter_map(|tokens| tokens.first_chunk())
+        segment.chunks(self.side.max(1)).filter_map(|tokens| tokens.first_chunk())
     }
 
     pub fn row(&self, token: usize) -> QuantRow<'_> {

@@ -15,11 +15,10 @@
 use std::arch::x86_64::*;
 
 use crate::activation::{QuantBlock, QuantRows, SIDE};
-use crate::ahead::ahead;
+use crate::ahead::Asking;
 use crate::block::Scheme;
 use crate::dtype::DType;
-use crate::pack::{GroupShape, LANES, Layout};
-use crate::quant::segment;
+use crate::pack::{GroupShape, LANES, Layout, Place, Places};
 
 /// The facts of one packed format that a tile is compiled for.
 pub(crate) trait Tile {
@@ -100,15 +99,18 @@ unsafe fn tile<F: Tile, const N: usize>(
     panel: usize,
     out: &mut [[f32; LANES]; SIDE],
 ) {
-    let ahead = ahead(N);
+    let mut asking = Asking::new(group.as_ptr(), F::LAYOUT.block(), N);
+    let mut places = Places::new(F::LAYOUT, shape.blocks);
     let mut partial = [[_mm256_setzero_ps(); N]; 16];
     for (s, partial) in partial.iter_mut().enumerate() {
         let mut acc = [[_mm256_setzero_ps(); N]];
-        for (block, x) in segment(s, shape.blocks).zip(x.blocks(s, panel)) {
-            // SAFETY: `block < shape.blocks`, and the lengths are the caller's promise.
+        // As many as the segment has; a loop of one iterator, for two of them side by side would be counted first.
+        for x in x.blocks(s, panel) {
+            let Some(place) = places.next() else { break };
+            asking.block();
+            // SAFETY: the place is one of the group's, and the lengths are the caller's promise.
             unsafe {
-                let (planes, scales) = stored::<F>(group, shape, block);
-                ask_ahead::<F>(group, block, ahead);
+                let (planes, scales) = stored::<F>(group, place);
                 add_block::<F, 1, N, false>([planes], [&scales], x, &mut acc);
             }
         }
@@ -148,13 +150,13 @@ pub(crate) struct Scales {
 /// Planes and multipliers of one stored block.
 ///
 /// # Safety
-/// `group` holds `shape.bytes` bytes and `block < shape.blocks`.
+/// The place is one of the group's.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn stored<F: Tile>(group: &[u8], shape: GroupShape, block: usize) -> (*const u8, Scales) {
-    let (start, place) = (group.as_ptr(), F::LAYOUT.place(shape.blocks, block));
-    // SAFETY: the place is inside the group for every block below `shape.blocks` (`GroupShape::new`): supers are 8 f16 twice
-    // where the scheme has them, scales 8 f16 or pairs of bytes, and 8 more f16 where the scheme has m.
+pub(crate) unsafe fn stored<F: Tile>(group: &[u8], place: Place) -> (*const u8, Scales) {
+    let start = group.as_ptr();
+    // SAFETY: the place is inside the group (`GroupShape::new`), by the caller's promise: supers are 8 f16 twice where the
+    // scheme has them, scales 8 f16 or pairs of bytes, and 8 more f16 where the scheme has m.
     unsafe {
         let (supers, scales) = (start.add(place.supers), start.add(place.scales));
         let planes = start.add(place.planes);
@@ -229,18 +231,6 @@ pub(crate) unsafe fn add_block<F: Tile, const G: usize, const N: usize, const PL
             }
             acc[i][n] = sum;
         }
-    }
-}
-
-/// Asks for what comes [`ahead`] of `block`.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn ask_ahead<F: Tile>(group: &[u8], block: usize, ahead: Option<usize>) {
-    let Some(distance) = ahead else { return };
-    let (at, lines) = F::LAYOUT.ahead(block, distance);
-    for line in 0..lines {
-        // Never faults, also beyond the end of the weights.
-        _mm_prefetch::<_MM_HINT_T0>(group.as_ptr().wrapping_add(at + 64 * line).cast());
     }
 }
 

@@ -104,12 +104,12 @@ unsafe fn one<const KIND: u8>(w: &[u8], x: &[Sixteen], sums: &mut Sums, begins: 
     }
 }
 
-/// Four rows, two tokens, one half of the partial sums at a time: eight registers. Three tokens would be twelve, and one of them on
-/// the stack beside the rows and tokens that they wait for; two rows and four tokens, which widen half as often, are no faster.
+/// Four rows, three tokens, one half of the partial sums at a time: twelve registers, beside a row and two tokens. The third token
+/// is read again for each row.
 pub(crate) struct Avx2Few;
 
 impl FewTile for Avx2Few {
-    const TOKENS: usize = 2;
+    const TOKENS: usize = 3;
 
     // SAFETY: the trait's promise, passed on.
     unsafe fn tile<const KIND: u8>(
@@ -121,15 +121,11 @@ impl FewTile for Avx2Few {
     ) {
         // SAFETY: as above.
         unsafe {
-            match (x, sums) {
-                ([a], [sums, ..]) => one::<KIND>(w, a, sums, begins, ask),
-                ([a, b, ..], sums) => {
-                    for half in 0..2 {
-                        let ask = ask.map(|ask| ask.part(half, 2, a.len()));
-                        few::<2, KIND>(w, [a, b], sums, begins, ask, half);
-                    }
-                }
-                _ => {}
+            match *x {
+                [] => {}
+                [a] => one::<KIND>(w, a, &mut sums[0], begins, ask),
+                [a, b] => few::<2, KIND>(w, [a, b], sums, begins, ask),
+                [a, b, c, ..] => few::<3, KIND>(w, [a, b, c], sums, begins, ask),
             }
         }
     }
@@ -139,6 +135,24 @@ impl FewTile for Avx2Few {
 /// The CPU has AVX2, FMA and F16C; the stripe is as long as each token.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn few<const N: usize, const KIND: u8>(
+    stripe: &[u8],
+    x: [&[Sixteen]; N],
+    sums: &mut [Sums],
+    begins: bool,
+    ask: Option<Ask>,
+) {
+    for half in 0..2 {
+        let ask = ask.map(|ask| ask.part(half, 2, x[0].len()));
+        // SAFETY: promised by the caller.
+        unsafe { half_of_few::<N, KIND>(stripe, x, sums, begins, ask, half) };
+    }
+}
+
+/// # Safety
+/// As [`few`].
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn half_of_few<const N: usize, const KIND: u8>(
     stripe: &[u8],
     x: [&[Sixteen]; N],
     sums: &mut [Sums],
@@ -159,19 +173,23 @@ unsafe fn few<const N: usize, const KIND: u8>(
             }
         }
         for i in 0..x[0].len() {
+            if let Some(ask) = ask {
+                ask.ask(i);
+            }
             let at = stripe.as_ptr().add(i * STRIPE * sixteen);
             let mut eights = [_mm256_setzero_ps(); N];
-            for n in 0..N {
+            for n in 0..N.min(2) {
                 eights[n] = _mm256_load_ps(x[n].get_unchecked(i).0[half].0.as_ptr());
             }
             for r in 0..STRIPE {
                 let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
                 for n in 0..N {
+                    if n == 2 {
+                        eights[2] = _mm256_load_ps(x[2].get_unchecked(i).0[half].0.as_ptr());
+                    }
                     acc[n][r] = _mm256_fmadd_ps(w, eights[n], acc[n][r]);
                 }
-            }
-            if let Some(ask) = ask {
-                ask.ask(i);
+                loads_stay();
             }
         }
         for n in 0..N {
@@ -180,6 +198,13 @@ unsafe fn few<const N: usize, const KIND: u8>(
             }
         }
     }
+}
+
+/// No instruction, but a place that the compiler moves no load across.
+#[inline(always)]
+fn loads_stay() {
+    // SAFETY: an empty text.
+    unsafe { std::arch::asm!("", options(nostack, preserves_flags)) };
 }
 
 /// Eight weights as f32.

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use crate::activation::{QuantBlock, QuantRows, SIDE};
 use crate::avx2::*;
 use crate::dtype::DType;
-use crate::pack::{GroupShape, LANES};
+use crate::pack::{GroupShape, LANES, Place, Places};
 use crate::quant::segment;
 
 /// Tokens a panel meets.
@@ -140,12 +140,13 @@ impl QuantPanel {
         out: &mut [[[f32; LANES]; 2]],
     ) {
         self.blocks.resize(shape.blocks.div_ceil(16), [PlainBlock::ZERO; 2]);
+        let mut places = Places::new(F::LAYOUT, shape.blocks);
         for s in 0..16 {
             let segment = segment(s, shape.blocks);
-            for (plain, block) in self.blocks.iter_mut().zip(segment.clone()) {
+            for (plain, place) in self.blocks[..segment.len()].iter_mut().zip(&mut places) {
                 for (plain, group) in plain.iter_mut().zip(groups) {
-                    // SAFETY: the block is inside the group.
-                    unsafe { unpack::<F>(group, shape, block, plain) };
+                    // SAFETY: the place is one of the group's.
+                    unsafe { unpack::<F>(group, place, plain) };
                 }
             }
             // While this segment is multiplied, the same part of the groups that come next is on its way from memory.
@@ -182,13 +183,13 @@ impl QuantPanel {
 }
 
 /// # Safety
-/// `group` holds `shape.bytes` bytes and `block < shape.blocks`.
+/// The place is one of the group's.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn unpack<F: Tile>(group: &[u8], shape: GroupShape, block: usize, plain: &mut PlainBlock) {
+unsafe fn unpack<F: Tile>(group: &[u8], place: Place, plain: &mut PlainBlock) {
     // SAFETY: the caller's promise; every array of `plain` is 32 aligned bytes.
     unsafe {
-        let (planes, scales) = stored::<F>(group, shape, block);
+        let (planes, scales) = stored::<F>(group, place);
         for (g, to) in plain.codes.iter_mut().enumerate() {
             _mm256_store_si256(to.as_mut_ptr().cast(), codes::<F>(planes, g));
         }

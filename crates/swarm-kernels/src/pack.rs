@@ -105,13 +105,53 @@ impl Layout {
         }
     }
 
-    /// What to ask memory for while block `block` is computed: as many cache lines as a block has, from this many bytes after
-    /// the group's beginning on. Groups follow each other, so it may lie in the next one.
+    /// Bytes of a block with its part of the superblock's, about: what memory is asked for while a block is computed.
     #[cfg(any(test, target_arch = "x86_64"))]
     #[inline(always)]
-    pub const fn ahead(self, block: usize, distance: usize) -> (usize, usize) {
-        let bytes = self.superblock(8) / 8;
-        (block * bytes + distance, bytes.div_ceil(64))
+    pub const fn block(self) -> usize {
+        self.superblock(8) / 8
+    }
+}
+
+/// The places of a group's blocks, from the first to the last: additions, where [`Layout::place`] multiplies and divides.
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(crate) struct Places {
+    layout: Layout,
+    next: Place,
+    /// Blocks that are left of the superblock, and of those behind it.
+    here: usize,
+    behind: usize,
+}
+
+#[cfg(any(test, target_arch = "x86_64"))]
+impl Places {
+    pub const fn new(layout: Layout, blocks: usize) -> Self {
+        Self { layout, next: Place { supers: 0, scales: 0, planes: 0 }, here: 0, behind: blocks }
+    }
+}
+
+#[cfg(any(test, target_arch = "x86_64"))]
+impl Iterator for Places {
+    type Item = Place;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Place> {
+        if self.here == 0 {
+            if self.behind == 0 {
+                return None;
+            }
+            self.here = self.behind.min(8);
+            self.behind -= self.here;
+            // Planes are last in a superblock, so they ended where this one begins.
+            let supers = self.next.planes;
+            let scales = supers + self.layout.supers;
+            self.next = Place { supers, scales, planes: scales + self.here * self.layout.scales };
+        }
+        let place = self.next;
+        self.here -= 1;
+        self.next.scales += self.layout.scales;
+        self.next.planes += self.layout.planes;
+        Some(place)
     }
 }
 
@@ -464,6 +504,18 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn places_follow_each_other(blocks in 0usize..40) {
+            for dtype in DType::ALL.into_iter().filter(|d| d.is_quantized()) {
+                let format = Format::of(dtype).unwrap();
+                let layout = Layout::new(format.scheme, format.bits, LANES);
+                let parts = |place: Place| [place.supers, place.scales, place.planes];
+                let places: Vec<_> = Places::new(layout, blocks).map(parts).collect();
+                let want: Vec<_> = (0..blocks).map(|block| parts(layout.place(blocks, block))).collect();
+                prop_assert_eq!(places, want, "{:?}", dtype);
+            }
+        }
+
         #[test]
         fn packing_loses_nothing(seed: u64, rows in 1usize..40, blocks in 1usize..20, wide: bool) {
             for dtype in DType::ALL.into_iter().filter(|d| d.is_quantized()) {

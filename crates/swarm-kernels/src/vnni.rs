@@ -24,9 +24,10 @@ use {
 };
 
 use crate::activation::{QuantBlock, QuantRows, SIDE};
+use crate::ahead::Asking;
 use crate::block::{Format, Scheme};
 use crate::dtype::DType;
-use crate::pack::{GroupShape, Layout, Place, WIDE_LANES};
+use crate::pack::{GroupShape, Layout, Place, Places, WIDE_LANES};
 use crate::quant::segment;
 
 #[cfg(test)]
@@ -82,9 +83,7 @@ pub(crate) trait Lanes: Sized {
         out: &mut [Values],
     );
 
-    /// Asks for a cache line; any address.
-    fn ask(at: *const u8);
-    /// Asks for a cache line that is wanted later, not in the L1 cache yet.
+    /// Asks for a cache line that is wanted later, not in the L1 cache yet; any address.
     fn ask_later(at: *const u8);
     /// Four bytes of each row.
     // SAFETY: instructions and memory, as the trait says.
@@ -379,12 +378,13 @@ impl DotPanel {
         out: &mut [Values],
     ) {
         self.blocks.resize(shape.blocks.div_ceil(16), [PlainBlock::ZERO; 2]);
+        let mut places = Places::new(F::layout(L::LANES), shape.blocks);
         for s in 0..16 {
             let segment = segment(s, shape.blocks);
-            for (plain, block) in self.blocks.iter_mut().zip(segment.clone()) {
+            for (plain, place) in self.blocks[..segment.len()].iter_mut().zip(&mut places) {
                 for (plain, group) in plain.iter_mut().zip(groups.chunks_exact(shape.bytes)) {
-                    // SAFETY: the block is inside the group.
-                    unsafe { plain.unpack::<L, F>(group.as_ptr(), shape, block) };
+                    // SAFETY: the place is one of the group's.
+                    unsafe { plain.unpack::<L, F>(group.as_ptr(), place) };
                 }
             }
             // While this segment is multiplied, a part of what comes next is on its way from memory.
@@ -460,15 +460,19 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
     place: usize,
     out: &mut [Values],
 ) {
-    let (start, ahead) = (group.as_ptr(), crate::ahead::ahead(N));
-    // SAFETY: every block of a segment is below `shape.blocks`; the rest is the caller's promise.
+    let start = group.as_ptr();
+    let layout = F::layout(L::LANES);
+    let mut asking = Asking::new(start, layout.block(), N);
+    let mut places = Places::new(layout, shape.blocks);
+    // SAFETY: every place is one of the group's; the rest is the caller's promise.
     unsafe {
         let mut partial = [[L::splat(0.0); 16]; N];
         for s in 0..16 {
             let mut acc = [[L::splat(0.0); N]];
-            for (block, x) in segment(s, shape.blocks).zip(x.blocks(s)) {
-                ask_ahead::<L, F>(start, block, ahead);
-                let place = F::layout(L::LANES).place(shape.blocks, block);
+            // As many as the segment has; a loop of one iterator, for two of them side by side would be counted first.
+            for x in x.blocks(s) {
+                let Some(place) = places.next() else { break };
+                asking.block();
                 let scales = |_: usize| stored_scales::<L, F>(start, place);
                 let code = |_: usize, g: usize| stored_code::<L, F>(start.add(place.planes), g);
                 add_block::<L, F, 1, N>(code, scales, x, &mut acc);
@@ -480,16 +484,6 @@ unsafe fn tile<L: Lanes, F: Stored, const N: usize>(
         for (n, out) in out.iter_mut().enumerate() {
             L::store_f32(tree::<L>(&partial[n]), out[place..].as_mut_ptr());
         }
-    }
-}
-
-/// Asks for what comes `ahead` of `block`.
-#[inline(always)]
-fn ask_ahead<L: Lanes, F: Stored>(start: *const u8, block: usize, ahead: Option<usize>) {
-    let Some(distance) = ahead else { return };
-    let (at, lines) = F::layout(L::LANES).ahead(block, distance);
-    for line in 0..lines {
-        L::ask(start.wrapping_add(at + 64 * line));
     }
 }
 
@@ -663,12 +657,11 @@ impl PlainBlock {
     };
 
     /// # Safety
-    /// The CPU has the instructions of `L`; the group at `start` is whole and has the block.
+    /// The CPU has the instructions of `L`; the group at `start` is whole and the place one of its own.
     #[inline(always)]
-    unsafe fn unpack<L: Lanes, F: Stored>(&mut self, start: *const u8, shape: GroupShape, block: usize) {
-        // SAFETY: the block is inside the group; every array of `self` has room for the widest vector.
+    unsafe fn unpack<L: Lanes, F: Stored>(&mut self, start: *const u8, place: Place) {
+        // SAFETY: the place is inside the group; every array of `self` has room for the widest vector.
         unsafe {
-            let place = F::layout(L::LANES).place(shape.blocks, block);
             for (g, to) in self.codes.iter_mut().enumerate() {
                 L::store(stored_code::<L, F>(start.add(place.planes), g), to.as_mut_ptr());
             }

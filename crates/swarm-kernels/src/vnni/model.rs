@@ -65,8 +65,6 @@ impl<const L: usize> Lanes for Model<L> {
         unsafe { panel.run::<Self, F, G>(groups, shape, x, place, out) }
     }
 
-    fn ask(_at: *const u8) {}
-
     fn ask_later(_at: *const u8) {}
 
     // SAFETY: the memory behind the pointers is the caller's promise.

@@ -49,14 +49,8 @@ impl Lanes for Ymm {
     }
 
     #[inline]
-    fn ask(at: *const u8) {
-        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-
-    #[inline]
     fn ask_later(at: *const u8) {
-        // SAFETY: as above.
+        // SAFETY: a prefetch never faults, and every x86-64 CPU has it.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
 
