@@ -139,7 +139,7 @@ pub enum LinkError {
     },
     /// The handshake failed: most likely another swarm secret.
     #[error(
-        "{address} belongs to another swarm, or something in between changed the handshake; to bring the two together, run `swarm-os pair` on both, or copy the secret with `swarm-os secret export` there and `swarm-os secret import` here"
+        "{address} belongs to another swarm, or has forgotten this machine, or something in between changed the handshake; to bring the two together, run `swarm-os pair` on one and `swarm-os pair CODE` on the other, or copy the secret with `swarm-os secret export` there and `swarm-os secret import` here"
     )]
     Refused {
         /// The other end.
