@@ -141,60 +141,44 @@ unsafe fn few<const N: usize, const KIND: u8>(
     begins: bool,
     ask: Option<Ask>,
 ) {
-    for half in 0..2 {
-        let ask = ask.map(|ask| ask.part(half, 2, x[0].len()));
-        // SAFETY: promised by the caller.
-        unsafe { half_of_few::<N, KIND>(stripe, x, sums, begins, ask, half) };
-    }
-}
-
-/// # Safety
-/// As [`few`].
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn half_of_few<const N: usize, const KIND: u8>(
-    stripe: &[u8],
-    x: [&[Sixteen]; N],
-    sums: &mut [Sums],
-    begins: bool,
-    ask: Option<Ask>,
-    half: usize,
-) {
     let sixteen = if KIND == 0 { 64 } else { 32 };
     let sums = &mut sums[..N];
-    // SAFETY: every access is eight values inside its array, or inside the stripe, by the caller's promise.
-    unsafe {
-        let mut acc = [[_mm256_setzero_ps(); STRIPE]; N];
-        if !begins {
+    for half in 0..2 {
+        let ask = ask.map(|ask| ask.part(half, 2, x[0].len()));
+        // SAFETY: every access is eight values inside its array, or inside the stripe, by the caller's promise.
+        unsafe {
+            let mut acc = [[_mm256_setzero_ps(); STRIPE]; N];
+            if !begins {
+                for n in 0..N {
+                    for r in 0..STRIPE {
+                        acc[n][r] = _mm256_load_ps(sums[n][r].0[half].0.as_ptr());
+                    }
+                }
+            }
+            for i in 0..x[0].len() {
+                if let Some(ask) = ask {
+                    ask.ask(i);
+                }
+                let at = stripe.as_ptr().add(i * STRIPE * sixteen);
+                let mut eights = [_mm256_setzero_ps(); N];
+                for n in 0..N.min(2) {
+                    eights[n] = _mm256_load_ps(x[n].get_unchecked(i).0[half].0.as_ptr());
+                }
+                for r in 0..STRIPE {
+                    let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
+                    for n in 0..N {
+                        if n == 2 {
+                            eights[2] = _mm256_load_ps(x[2].get_unchecked(i).0[half].0.as_ptr());
+                        }
+                        acc[n][r] = _mm256_fmadd_ps(w, eights[n], acc[n][r]);
+                    }
+                    loads_stay();
+                }
+            }
             for n in 0..N {
                 for r in 0..STRIPE {
-                    acc[n][r] = _mm256_load_ps(sums[n][r].0[half].0.as_ptr());
+                    _mm256_store_ps(sums[n][r].0[half].0.as_mut_ptr(), acc[n][r]);
                 }
-            }
-        }
-        for i in 0..x[0].len() {
-            if let Some(ask) = ask {
-                ask.ask(i);
-            }
-            let at = stripe.as_ptr().add(i * STRIPE * sixteen);
-            let mut eights = [_mm256_setzero_ps(); N];
-            for n in 0..N.min(2) {
-                eights[n] = _mm256_load_ps(x[n].get_unchecked(i).0[half].0.as_ptr());
-            }
-            for r in 0..STRIPE {
-                let w = load_weights::<KIND>(at.add(r * sixteen + half * sixteen / 2));
-                for n in 0..N {
-                    if n == 2 {
-                        eights[2] = _mm256_load_ps(x[2].get_unchecked(i).0[half].0.as_ptr());
-                    }
-                    acc[n][r] = _mm256_fmadd_ps(w, eights[n], acc[n][r]);
-                }
-                loads_stay();
-            }
-        }
-        for n in 0..N {
-            for r in 0..STRIPE {
-                _mm256_store_ps(sums[n][r].0[half].0.as_mut_ptr(), acc[n][r]);
             }
         }
     }
